@@ -1,0 +1,50 @@
+"""Transfer learning for TensorFlow and Keras 3, end to end.
+
+Take what a trained network knows, move it to a new task, and hand back a model that is ready
+to serve. From the shell: ``python -m tfxfer.run --mode=finetune``. From Python::
+
+    import tfxfer
+
+    backbone = tfxfer.load_backbone("glyphs")           # or a TF Hub handle, or a folder
+    model = tfxfer.FineTuner(backbone, keras.layers.Dense(10))
+    model.unfreeze(["head"])                            # stages, input side first: model.stages
+    model.compile(...)
+    model.fit(...)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfxfer.backbones import load_backbone
+    from tfxfer.data import open_dataset
+    from tfxfer.errors import UserError
+    from tfxfer.export import save_hub_module
+    from tfxfer.models import FineTuner, load_model
+
+__version__ = "0.1.0"
+
+# Imported at first use: TensorFlow costs seconds, and printing help must not.
+_EXPORTS = {
+    "FineTuner": "tfxfer.models",
+    "UserError": "tfxfer.errors",
+    "load_backbone": "tfxfer.backbones",
+    "load_model": "tfxfer.models",
+    "open_dataset": "tfxfer.data",
+    "save_hub_module": "tfxfer.export",
+}
+
+__all__ = [
+    "FineTuner",
+    "UserError",
+    "load_backbone",
+    "load_model",
+    "open_dataset",
+    "save_hub_module",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'tfxfer' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -1,0 +1,131 @@
+"""Every setting of one run, in one frozen value."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfxfer.errors import UserError
+
+MODES = ("finetune",)
+
+# These speak of one invocation, not of the experiment: a config file does not set them.
+_INVOCATION = ("workdir", "overwrite", "dry_run", "debug")
+
+
+def _setting(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The settings of a run; each is a flag of the same name, with the help text beside it.
+
+    Raises:
+        UserError: If a value is out of range.
+    """
+
+    mode: str = _setting("finetune", "What to do.")
+    dataset: str = _setting(
+        "digits", "A TensorFlow Datasets name, such as mnist; 'digits' is embedded."
+    )
+    backbone: str = _setting(
+        "glyphs",
+        "Folder or URL of an image feature vector in TF Hub format; 'glyphs' is embedded.",
+    )
+    workdir: str = _setting("", "Folder to write to; a new one under runs/ if empty.")
+    data_dir: str = _setting(
+        "", "Folder of prepared datasets; that of TensorFlow Datasets if empty."
+    )
+    seed: int = _setting(0, "Seed of everything random, in [0, 2**32).")
+    batch_size: int = _setting(32, "Examples a training step, over all devices; at least 1.")
+    epochs: int = _setting(8, "Most epochs in each phase of the plan; at least 1.")
+    learning_rate: float = _setting(
+        3e-3,
+        "Adam's rate for the head alone; a third of it once the backbone trains too. Above 0.",
+    )
+    overwrite: bool = _setting(False, "Replace the run in --workdir.")
+    dry_run: bool = _setting(False, "Print the plan and stop.")
+    debug: bool = _setting(
+        False, "Show the traceback of a mistake, and TensorFlow's notes as it starts."
+    )
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise UserError(
+                f"--mode must be one of {', '.join(MODES)}, not {self.mode!r}",
+                "Choose one of them.",
+            )
+        for name in ("dataset", "backbone"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} must not be empty", f"Leave --{name} out or name one.")
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name} must be at least 1, not {getattr(self, name)}", "Give a larger one."
+                )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed must be in [0, 2**32), not {self.seed}", "Give another seed.")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise UserError(
+                f"--learning_rate must be above 0 and finite, not {self.learning_rate}",
+                "Rates from 1e-4 to 1e-2 are usual.",
+            )
+
+    def replace(self, **changes: Any) -> "RunConfig":
+        """Returns a copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as a dict that JSON can hold."""
+        return dataclasses.asdict(self)
+
+
+def settings_from_file(path: str) -> dict[str, Any]:
+    """Reads settings from a JSON file, such as the `config.json` of an earlier run.
+
+    Args:
+        path: A JSON object of setting names and values. `versions` and the settings of one
+            invocation (`workdir`, `overwrite`, `dry_run`, `debug`) are passed over.
+
+    Returns:
+        The settings found, by name.
+
+    Raises:
+        UserError: If the file cannot be read, is not a JSON object, or holds an unknown name or
+            a value of the wrong type.
+    """
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--config={path} must be a JSON file: {error}",
+            'Give a file such as {"epochs": 5}, or the config.json of an earlier run.',
+        ) from error
+    if not isinstance(settings, Mapping):
+        raise UserError(
+            f"--config={path} must hold a JSON object, not a {type(settings).__name__}",
+            'Write it as {"epochs": 5}.',
+        )
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    kept = {}
+    for name, value in settings.items():
+        if name == "versions" or name in _INVOCATION:
+            continue
+        if name not in fields:
+            raise UserError(
+                f"--config={path} has an unknown setting {name!r}",
+                f"The settings are {', '.join(n for n in fields if n not in _INVOCATION)}.",
+            )
+        expected = type(fields[name].default)
+        if expected is float and type(value) is int:
+            value = float(value)
+        if type(value) is not expected:
+            raise UserError(
+                f"--config={path} must give {name} as {expected.__name__}, not {value!r}",
+                "Correct the value.",
+            )
+        kept[name] = value
+    return kept

@@ -1,0 +1,15 @@
+"""The one error that is the user's to mend."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a flag, a dataset, a backbone, a folder.
+
+    The command line prints it as one line and exits with code 2; in Python it is a `ValueError`.
+
+    Args:
+        problem: What was expected and what was received.
+        fix: What to do about it.
+    """
+
+    def __init__(self, problem: str, fix: str):
+        super().__init__(f"{problem.rstrip('.')}. {fix}")
