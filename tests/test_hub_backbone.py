@@ -1,0 +1,320 @@
+"""The Keras layer around a SavedModel in TF Hub format."""
+
+import functools
+import http.server
+import shutil
+import tarfile
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conftest import small_network
+from tfxfer.backbones import HubBackbone, load_backbone
+from tfxfer.backbones.hub import resolve
+from tfxfer.errors import UserError
+from tfxfer.export import save_hub_module
+from tfxfer.models import FineTuner, load_model
+
+
+def values(weights) -> list[bytes]:
+    return [np.array(weight.numpy()).tobytes() for weight in weights]
+
+
+def moved(before, weights) -> list[bool]:
+    return [old != new for old, new in zip(before, values(weights), strict=True)]
+
+
+def fit(model, images, labels, **kwargs):
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model.fit(images, labels, batch_size=8, verbose=0, **kwargs)
+
+
+def test_weights_are_the_variables_of_the_module(backbone):
+    assert [stage.name for stage in backbone.stages] == ["block1", "block2"]
+    assert [len(stage.learned) for stage in backbone.stages] == [4, 4]
+    assert [len(stage.statistics) for stage in backbone.stages] == [2, 2]
+    assert len(backbone.weights) == 12
+    assert backbone.weights[0].path == "block1/conv/kernel"
+    in_stages = [id(weight) for stage in backbone.stages for weight in stage.weights]
+    assert sorted(in_stages) == sorted(id(weight) for weight in backbone.weights)
+
+
+def test_contract_is_read_from_the_signature(backbone):
+    assert backbone.contract.size == (16, 16)
+    assert backbone.contract.channels == 3
+    assert backbone.units == 8
+    assert backbone.compute_output_shape((5, 9, 9, 1)) == (5, 8)
+
+
+def test_features_are_those_of_the_network_itself(hub_folder, backbone, images):
+    features = backbone(images)
+    prepared = tf.image.resize(tf.cast(np.repeat(images, 3, -1), tf.float32), (16, 16)) / 255
+    expected = tf.saved_model.load(str(hub_folder))(prepared)
+    assert features.dtype == "float32"
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+def test_images_of_any_size_and_channels_are_taken(backbone):
+    rng = np.random.default_rng(0)
+    for shape in ((2, 40, 30, 3), (1, 5, 7, 1), (3, 16, 16, 3)):
+        assert backbone(rng.integers(0, 256, shape, dtype=np.uint8)).shape == (shape[0], 8)
+
+
+def test_colour_becomes_grey_for_a_grey_network(tmp_path):
+    save_hub_module(small_network(channels=1), tmp_path / "grey")
+    grey = HubBackbone(str(tmp_path / "grey"))
+    assert grey(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 8)
+
+
+def test_it_starts_frozen_and_stays_bit_identical(model, images, labels):
+    assert model.backbone.unfrozen == ()
+    before = values(model.backbone.weights)
+    fit(model, images, labels, epochs=2)
+    assert moved(before, model.backbone.weights) == [False] * 12
+    assert model.backbone.losses == []
+
+
+def test_unfrozen_it_trains_and_its_statistics_move(model, images, labels):
+    model.unfreeze(model.stages)
+    before = values(model.backbone.weights)
+    fit(model, images, labels)
+    assert moved(before, model.backbone.weights) == [True] * 12
+
+
+def test_partly_frozen_only_the_unfrozen_stage_moves(model, images, labels):
+    model.unfreeze(["block2", "head"])
+    block1, block2 = model.backbone.stages
+    frozen, learned, statistics = map(values, (block1.weights, block2.learned, block2.statistics))
+    fit(model, images, labels)
+    assert not any(moved(frozen, block1.weights))
+    assert all(moved(learned, block2.learned))
+    assert not any(moved(statistics, block2.statistics))
+
+
+def test_evaluation_changes_nothing(model, images, labels):
+    model.unfreeze(model.stages)
+    fit(model, images, labels)
+    before = values(model.weights)
+    model.evaluate(images, labels, verbose=0)
+    model.predict(images, verbose=0)
+    assert not any(moved(before, model.weights))
+
+
+def test_unfreezing_again_and_again_is_exact(backbone):
+    for stages in (["block2"], ["block1", "block2"], [], ["block1"], ["block2"]):
+        backbone.unfreeze(stages)
+        assert list(backbone.unfrozen) == stages
+        assert len(backbone.trainable_weights) == 4 * len(stages)
+    backbone.freeze_below("block1")
+    assert backbone.unfrozen == ("block1", "block2")
+    backbone.freeze_below("block2")
+    assert backbone.unfrozen == ("block2",)
+    backbone.trainable = False
+    assert backbone.unfrozen == ()
+
+
+def test_unknown_stage_is_refused(backbone):
+    with pytest.raises(ValueError, match=r"\['block1', 'block2'\], received \['block3'\]"):
+        backbone.unfreeze(["block3"])
+    with pytest.raises(ValueError, match="block3"):
+        backbone.freeze_below("block3")
+
+
+def test_regularization_losses_count_in_training_alone(model, images):
+    model.unfreeze(["block1"])
+    model(images, training=True)
+    kernels = [w for w in model.backbone.weights if w.path.endswith("kernel")]
+    expected = sum(float(np.sum(np.square(kernel.numpy()))) for kernel in kernels)
+    assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)
+    model(images, training=False)
+    assert model.losses == []
+
+
+def test_training_and_inference_differ_only_when_all_is_unfrozen(backbone, images):
+    inference = backbone(images, training=False).numpy()
+    for stages in ([], ["block2"]):
+        backbone.unfreeze(stages)
+        np.testing.assert_array_equal(backbone(images, training=True), inference)
+    backbone.unfreeze(["block1", "block2"])
+    assert np.abs(backbone(images, training=True) - inference).max() > 0.01
+
+
+@pytest.mark.parametrize("stages", [(), ("block2",), ("block1", "block2")])
+def test_under_a_strategy_it_trains_and_freezes_as_without(
+    hub_folder, images, labels, mirrored, stages
+):
+    with mirrored.scope():
+        model = FineTuner(HubBackbone(str(hub_folder)), keras.layers.Dense(3))
+        model.unfreeze([*stages, "head"])
+        before = [values(stage.learned) for stage in model.backbone.stages]
+        statistics = [values(stage.statistics) for stage in model.backbone.stages]
+        fit(model, images, labels)
+    whole = len(stages) == 2
+    for stage, learned, averages in zip(model.backbone.stages, before, statistics, strict=True):
+        assert all(moved(learned, stage.learned)) == (stage.name in stages)
+        assert any(moved(learned, stage.learned)) == (stage.name in stages)
+        assert all(moved(averages, stage.statistics)) == whole
+        assert any(moved(averages, stage.statistics)) == whole
+
+
+def test_made_outside_the_scope_it_says_so(backbone, images, mirrored):
+    with mirrored.scope(), pytest.raises(RuntimeError, match=r"with strategy\.scope"):
+        backbone(images)
+
+
+class Served:
+    """A folder of archives behind a real HTTP server on loopback."""
+
+    def __init__(self, folder):
+        self.requests = []
+        served = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, format, *args):
+                served.requests.append(args)
+
+        handler = functools.partial(Handler, directory=str(folder))
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def served(tmp_path, hub_folder, monkeypatch):
+    folder = tmp_path / "www"
+    folder.mkdir()
+    with tarfile.open(folder / "small.tar.gz", "w:gz") as archive:
+        archive.add(hub_folder, arcname=".")
+    (folder / "empty.tar.gz").touch()
+    with tarfile.open(folder / "other.tar.gz", "w:gz") as archive:
+        archive.add(__file__, arcname="./text.py")
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+    served = Served(folder)
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+def test_handle_is_downloaded_once_through_tf_hub(served, backbone, images):
+    remote = load_backbone(f"{served.url}/small.tar.gz")
+    np.testing.assert_array_equal(remote(images), backbone(images))
+    assert remote.fingerprint == backbone.fingerprint
+    asked = len(served.requests)
+    load_backbone(f"{served.url}/small.tar.gz")
+    assert asked >= 1
+    assert len(served.requests) == asked
+
+
+@pytest.mark.parametrize("name", ["missing.tar.gz", "empty.tar.gz", "other.tar.gz"])
+def test_bad_download_is_one_error(served, name):
+    with pytest.raises(UserError, match=name):
+        load_backbone(f"{served.url}/{name}")
+
+
+def test_incomplete_or_foreign_folders_are_refused(hub_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(hub_folder, broken)
+    shutil.rmtree(broken / "variables")
+    with pytest.raises(UserError, match="readable SavedModel"):
+        load_backbone(str(broken))
+    module = tf.Module()
+    module.f = tf.function(lambda x: x, input_signature=[tf.TensorSpec([None, 2])])
+    tf.saved_model.save(module, str(tmp_path / "module"))
+    with pytest.raises(UserError, match=r"reusable SavedModel, and lacks \['__call__'"):
+        load_backbone(str(tmp_path / "module"))
+
+
+def test_network_that_takes_no_images_is_refused(tmp_path):
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    save_hub_module(network, tmp_path / "tabular")
+    with pytest.raises(UserError, match="must take float images"):
+        load_backbone(str(tmp_path / "tabular"))
+
+
+def test_maps_and_dicts_become_features(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    maps = keras.layers.Conv2D(5, 3, name="conv")(inputs)
+    network = keras.Model(inputs, {"default": maps, "other": keras.layers.Flatten()(maps)})
+    save_hub_module(network, tmp_path / "maps")
+    backbone = load_backbone(str(tmp_path / "maps"))
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    assert backbone.units == 5
+    expected = network(images / np.float32(255))["default"]
+    np.testing.assert_allclose(backbone(images), np.mean(expected, axis=(1, 2)), atol=1e-5)
+
+
+def test_stages_are_few_and_cover_every_weight(tmp_path):
+    network = keras.Sequential(
+        [keras.Input((8, 8, 3))]
+        + [keras.layers.Conv2D(4, 1, name=f"conv{i}") for i in range(20)]
+        + [keras.layers.GlobalAveragePooling2D()]
+    )
+    save_hub_module(network, tmp_path / "deep")
+    backbone = load_backbone(str(tmp_path / "deep"))
+    assert len(backbone.stages) == 8
+    assert backbone.stages[0].name == "conv0..conv1"
+    in_order = [id(weight) for stage in backbone.stages for weight in stage.weights]
+    assert in_order == [id(weight) for weight in backbone.weights]
+
+
+def test_fingerprint_changes_with_the_weights(hub_folder, backbone, tmp_path):
+    save_hub_module(small_network(), tmp_path / "other")
+    assert HubBackbone(str(tmp_path / "other")).fingerprint != backbone.fingerprint
+    copy = shutil.copytree(hub_folder, tmp_path / "copy")
+    assert HubBackbone(str(copy)).fingerprint == backbone.fingerprint
+
+
+def test_keras_file_comes_back_exact_and_trains_on(model, images, labels, tmp_path):
+    model.unfreeze(["block2", "head"])
+    fit(model, images, labels)
+    model.save(tmp_path / "model.keras")
+    again = load_model(tmp_path / "model.keras", safe_mode=False)
+    assert values(again.weights) == values(model.weights)
+    assert again.backbone.unfrozen == ("block2",)
+    np.testing.assert_array_equal(
+        again.predict(images, verbose=0), model.predict(images, verbose=0)
+    )
+    frozen = values(again.backbone.stages[0].weights)
+    again.fit(images, labels, verbose=0)
+    assert not any(moved(frozen, again.backbone.stages[0].weights))
+
+
+def test_safe_mode_runs_no_foreign_saved_model(model, hub_folder, tmp_path):
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="safe_mode=False"):
+        load_model(tmp_path / "model.keras")
+
+
+def test_changed_saved_model_is_noticed(tmp_path):
+    save_hub_module(small_network(), tmp_path / "hub")
+    model = FineTuner(HubBackbone(str(tmp_path / "hub")), keras.layers.Dense(3))
+    model.save(tmp_path / "model.keras")
+    save_hub_module(small_network(), tmp_path / "hub")
+    with pytest.raises(ValueError, match="sha256"):
+        load_model(tmp_path / "model.keras", safe_mode=False)
+
+
+class TestGlyphs:
+    """The embedded backbone."""
+
+    def test_it_is_a_tf_hub_module(self):
+        import tensorflow_hub as hub
+
+        module = hub.load(str(resolve("glyphs")))
+        features = module(tf.random.uniform((2, 32, 32, 3)), training=False)
+        assert features.shape == (2, load_backbone("glyphs").units)
+        assert len(module.variables) > len(module.trainable_variables) > 0
+        assert all(np.isfinite(loss()) for loss in module.regularization_losses)
+
+    def test_it_is_small(self):
+        files = [path for path in resolve("glyphs").rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) < 1.5e6
+
+    def test_it_loads_again_in_safe_mode(self, tmp_path, images):
+        model = FineTuner(load_backbone("glyphs"), keras.layers.Dense(3))
+        model.save(tmp_path / "model.keras")
+        again = load_model(tmp_path / "model.keras")
+        np.testing.assert_array_equal(again(images), model(images))

@@ -1,0 +1,289 @@
+"""Backbones in TF Hub's format: TF2 reusable SavedModels, made at home in Keras 3."""
+
+import hashlib
+import inspect
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.saving.serialization_lib import in_safe_mode  # Keras shows it nowhere else.
+
+from tfxfer.backbones.base import Backbone, ImageContract, Stage
+from tfxfer.errors import UserError
+
+GLYPHS = "glyphs"
+_GLYPHS_FOLDER = Path(__file__).parent / "glyphs"
+_MOST_STAGES = 8
+
+
+@keras.saving.register_keras_serializable(package="tfxfer")
+class HubBackbone(Backbone):
+    """A Keras layer around a TF2 reusable SavedModel; takes images, gives features.
+
+    `hub.KerasLayer` belongs to Keras 2 and does not train in Keras 3. Here every variable of the
+    SavedModel is adopted, not copied, as a weight of this layer, so that it is trained, frozen,
+    saved, distributed and exported as any other weight. Under `tf.distribute`, make the layer
+    inside the strategy's scope.
+
+    A loaded graph is one piece: it runs as in training, with dropout and with batch
+    normalization on the statistics of the batch, only while every stage is unfrozen. With any
+    stage frozen it runs as in inference, since otherwise the averages of frozen stages would
+    move. Its regularization losses are added in training while any stage is unfrozen.
+
+    Interface of the SavedModel: https://www.tensorflow.org/hub/reusable_saved_models and
+    https://www.tensorflow.org/hub/common_signatures/images.
+
+    Args:
+        handle: `glyphs`, the path of a folder, or a handle that TF Hub resolves, such as
+            `https://tfhub.dev/...`.
+        unfrozen: Names of the stages to train; none freezes the backbone.
+        **kwargs: `name`, `dtype` and the like, as for every Keras layer.
+
+    Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`, of any size.
+    Output: features `[batch, units]`, float32. Maps `[batch, h, w, units]` are averaged.
+
+    Raises:
+        UserError: If there is no such SavedModel, or it has not the interface of an image
+            feature vector.
+    """
+
+    def __init__(self, handle: str, unfrozen: list[str] | tuple[str, ...] = (), **kwargs):
+        super().__init__(**kwargs)
+        self.handle = handle
+        folder = resolve(handle)
+        self.fingerprint = _fingerprint(folder)
+        module = _load(folder, handle)
+        inputs, outputs = _signature(module)
+        self.contract = _contract(inputs, handle)
+        self.units = _units(outputs, handle)
+        # In a plain object, which Keras does not track: the weights are the state of this layer,
+        # and an exported model must not carry the functions of the SavedModel a second time.
+        self._graph = _Graph(
+            module,
+            takes_training="training" in inspect.signature(module.__call__).parameters,
+            strategy=tf.distribute.get_strategy(),
+        )
+        learned = {id(variable) for variable in module.trainable_variables}
+        self.hub_weights = [_adopt(v, trainable=id(v) in learned) for v in module.variables]
+        self.stages = _stages(module.variables, self.hub_weights)
+        self.built = True
+        self.unfreeze(unfrozen)
+
+    def call(self, images, training=False):
+        """Computes features; see the class for shapes and for what `training` does."""
+        strategy = tf.distribute.get_strategy()
+        if strategy is not self._graph.strategy:
+            raise RuntimeError(
+                f"Backbone {self.name!r} was made under {type(self._graph.strategy).__name__} and "
+                f"is called under {type(strategy).__name__}. "
+                "Make it inside `with strategy.scope():`."
+            )
+        whole = bool(training) and len(self.unfrozen) == len(self.stages)
+        extra = {"training": whole} if self._graph.takes_training else {}
+        features = _features(self._graph.module(self.contract.prepare(images), **extra))
+        if features.shape.rank == 4:
+            features = tf.reduce_mean(features, axis=(1, 2))
+        features = tf.cast(features, tf.float32)
+        if not self.trainable:
+            return tf.stop_gradient(features)
+        if training:
+            for loss in self._graph.module.regularization_losses:
+                self.add_loss(loss())
+        return features
+
+    def get_config(self):
+        """Returns handle and fingerprint beside the usual; the SavedModel stays where it is."""
+        return {**super().get_config(), "handle": self.handle, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes the layer again from its handle.
+
+        Raises:
+            ValueError: In Keras' safe mode, for any handle but the embedded one, since a
+                SavedModel is a program; and if the SavedModel at the handle is not the same.
+        """
+        config = dict(config)
+        fingerprint = config.pop("fingerprint")
+        if config["handle"] != GLYPHS and in_safe_mode() is not False:
+            raise ValueError(
+                f"This model runs the SavedModel {config['handle']!r}, which may do anything that "
+                "a program may. If you trust it, load the model with `safe_mode=False`."
+            )
+        layer = cls(**config)
+        if layer.fingerprint != fingerprint:
+            raise ValueError(
+                f"Expected the SavedModel {config['handle']!r} that the model was saved with "
+                f"(sha256 {fingerprint}), received another (sha256 {layer.fingerprint})."
+            )
+        return layer
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A loaded SavedModel, whether it knows `training`, and the strategy it was loaded under."""
+
+    module: Any
+    takes_training: bool
+    strategy: tf.distribute.Strategy
+
+
+def resolve(handle: str) -> Path:
+    """Finds the folder of a SavedModel, downloading it through TF Hub if it is remote.
+
+    Args:
+        handle: `glyphs`, the path of a folder, or a handle with a scheme.
+
+    Returns:
+        A folder that holds a SavedModel.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if handle == GLYPHS:
+        return _GLYPHS_FOLDER
+    if "://" in handle:
+        import tensorflow_hub as hub  # Costs a second, and only a remote handle needs it.
+
+        try:
+            folder = Path(hub.resolve(handle))
+        except Exception as error:  # Resolvers raise what their transport raises.
+            raise UserError(
+                f"--backbone={handle} could not be downloaded: {type(error).__name__}: {error}",
+                "Check the handle and the network, or give the path of a downloaded folder.",
+            ) from error
+    else:
+        folder = Path(handle)
+    if not folder.is_dir():
+        raise UserError(
+            f"--backbone must be 'glyphs', a folder in TF Hub format or a URL, "
+            f"and {handle!r} is no folder",
+            "Check the path.",
+        )
+    if not (folder / "saved_model.pb").is_file():
+        raise UserError(
+            f"--backbone={handle} must hold a SavedModel, and has no saved_model.pb",
+            "Give the folder that contains saved_model.pb and variables/.",
+        )
+    return folder
+
+
+def _load(folder: Path, handle: str) -> Any:
+    try:
+        module = tf.saved_model.load(str(folder))
+    except Exception as error:  # A broken file fails in whichever layer meets it first.
+        raise UserError(
+            f"--backbone={handle} must hold a readable SavedModel: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "Download or export it again.",
+        ) from error
+    missing = [
+        name
+        for name in ("__call__", "variables", "trainable_variables", "regularization_losses")
+        if not hasattr(module, name)
+    ]
+    if missing:
+        raise UserError(
+            f"--backbone={handle} must be a TF2 reusable SavedModel, and lacks {missing}",
+            "Export it with tfxfer.save_hub_module, or choose a TF2 version of the model.",
+        )
+    return module
+
+
+def _signature(module: Any) -> tuple[Any, Any]:
+    """Returns input and output specs of the first trace of `__call__`."""
+    trace = module.__call__.concrete_functions[0]
+    (inputs, *_), _ = trace.structured_input_signature
+    return inputs, trace.structured_outputs
+
+
+def _contract(inputs: Any, handle: str) -> ImageContract:
+    shape = getattr(inputs, "shape", tf.TensorShape(None))
+    if shape.rank != 4 or shape[-1] not in (1, 3) or not inputs.dtype.is_floating:
+        raise UserError(
+            f"--backbone={handle} must take float images [batch, height, width, 1 or 3] "
+            f"in [0, 1], and takes {inputs}",
+            "Choose an image feature vector.",
+        )
+    _, height, width, channels = shape
+    return ImageContract(size=(height, width) if height and width else None, channels=channels)
+
+
+def _units(outputs: Any, handle: str) -> int:
+    shape = getattr(_features(outputs), "shape", tf.TensorShape(None))
+    if shape.rank not in (2, 4) or shape[-1] is None:
+        raise UserError(
+            f"--backbone={handle} must return features [batch, units] or [batch, h, w, units], "
+            f"and returns {outputs}",
+            "Choose a feature vector rather than a detector.",
+        )
+    return shape[-1]
+
+
+def _features(outputs: Any) -> Any:
+    """Takes the features out of a dict of outputs; TF Hub calls them `default`."""
+    if isinstance(outputs, dict):
+        return outputs["default"] if "default" in outputs else next(iter(outputs.values()))
+    return outputs
+
+
+def _adopt(variable: tf.Variable, *, trainable: bool) -> keras.Variable:
+    *scopes, name = variable.name.split(":")[0].split("/")
+    with ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(
+            initializer=variable,
+            trainable=trainable,
+            dtype=variable.dtype.name,
+            autocast=False,
+            name=name,
+        )
+
+
+def _stages(variables: list[tf.Variable], weights: list[keras.Variable]) -> tuple[Stage, ...]:
+    """Groups weights by the first part of their names, in order of appearance.
+
+    Where that gives more stages than anyone would unfreeze one by one, neighbours are joined.
+    """
+    groups: dict[str, list[keras.Variable]] = {}
+    for variable, weight in zip(variables, weights, strict=True):
+        groups.setdefault(variable.name.split(":")[0].split("/")[0], []).append(weight)
+    # What has nothing to train, such as a counter, goes with its neighbour.
+    for name in [name for name, group in groups.items() if not any(w.trainable for w in group)]:
+        neighbours = [other for other in groups if other != name]
+        if neighbours:
+            position = list(groups).index(name)
+            groups[neighbours[max(position - 1, 0)]].extend(groups.pop(name))
+    names = list(groups)
+    count = min(len(names), _MOST_STAGES)
+    bounds = [len(names) * i // count for i in range(count + 1)]
+    stages = []
+    for low, high in pairwise(bounds):
+        joined = names[low] if high - low == 1 else f"{names[low]}..{names[high - 1]}"
+        members = [weight for name in names[low:high] for weight in groups[name]]
+        stages.append(
+            Stage(
+                joined,
+                learned=tuple(w for w in members if w.trainable),
+                statistics=tuple(w for w in members if not w.trainable),
+            )
+        )
+    return tuple(stages)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Hashes graph, weights and assets, with their names."""
+    digest = hashlib.sha256()
+    files = [folder / "saved_model.pb"]
+    for part in ("variables", "assets"):
+        files += sorted(path for path in (folder / part).rglob("*") if path.is_file())
+    for path in files:
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

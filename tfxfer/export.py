@@ -1,0 +1,163 @@
+"""SavedModels: a classifier to serve, and a backbone in the format of TensorFlow Hub."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def save_classifier(
+    model: keras.Model, path: str | os.PathLike, label_names: Sequence[str], channels: int
+) -> None:
+    """Saves a classifier as a SavedModel that takes images as they are and names their classes.
+
+    The signature `serving_default` takes `images`, uint8 `[batch, height, width, channels]` of
+    any size, and gives `probabilities`, float32 `[batch, classes]`, and `labels`, the name of the
+    most probable class, string `[batch]`. Reading it needs TensorFlow alone.
+
+    Args:
+        model: From images to logits `[batch, classes]`; what prepares the images is inside.
+        path: The folder to write; it must not exist. It appears whole or not at all.
+        label_names: Names of the classes, in the order of the logits.
+        channels: Channels of the images, 1 or 3.
+    """
+    path = Path(path)
+    images = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
+
+    @tf.function(input_signature=[images])
+    def serve(images):
+        probabilities = tf.nn.softmax(tf.cast(model(images, training=False), tf.float32))
+        return {
+            "probabilities": probabilities,
+            "labels": tf.gather(tf.constant(label_names), tf.argmax(probabilities, axis=-1)),
+        }
+
+    # Not model.export(): Keras 3.15 writes every weight twice, once by itself and once wrapped.
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.weights]
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    tf.saved_model.save(module, str(unfinished), signatures={"serving_default": serve})
+    unfinished.rename(path)
+
+
+def save_keras_model(model: keras.Model, path: str | os.PathLike) -> None:
+    """Saves a model as a `.keras` file that appears whole or not at all.
+
+    Args:
+        model: Any Keras model.
+        path: The file, ending in `.keras`; a file already there is replaced.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.stem}.unfinished.keras")
+    model.save(unfinished)
+    unfinished.replace(path)
+
+
+def served_probabilities(path: str | os.PathLike, data: tf.data.Dataset) -> np.ndarray:
+    """Asks a saved classifier for the probabilities of every example.
+
+    Args:
+        path: A folder that `save_classifier` wrote.
+        data: Batches `(images, labels)`.
+
+    Returns:
+        Float32 `[examples, classes]`, in the order of `data`.
+    """
+    serve = tf.saved_model.load(os.fspath(path)).signatures["serving_default"]
+    return np.concatenate([serve(images=images)["probabilities"].numpy() for images, _ in data])
+
+
+def save_hub_module(model: keras.Model, path: str | os.PathLike) -> None:
+    """Saves a Keras model as a TF2 reusable SavedModel, the format of TensorFlow Hub.
+
+    What `tf.saved_model.load(path)` or `hub.load(path)` gives back has
+
+    *   `__call__(inputs, training=False)`, where `training` is a Python bool: with `True`, dropout
+        is active and batch normalization uses, and moves its averages towards, the batch;
+    *   `variables` and `trainable_variables`, lists of `tf.Variable` in the order of the model's
+        own, each named by its Keras path in the model, e.g. `"block1/conv/kernel:0"`;
+    *   `regularization_losses`, a list of functions without arguments, one for each trainable
+        variable that the model regularizes;
+    *   `signatures["serving_default"]`, which is `__call__` with `training=False` on an argument
+        named `inputs`. A model with a single output gives it under the key `"outputs"`.
+
+    The model is left as it was. Its weights are copied once, since Keras names a `tf.Variable` by
+    the last part of its path only. A variable is trainable in the saved module if it is trainable
+    in `model` now, so unfreeze the layers that may be fine-tuned later.
+
+    Args:
+        model: A built model with exactly one input tensor, of any shape and dtype, whose first
+            axis is the batch, and with one output tensor or a dict of them. Shape and dtype of the
+            input are fixed in the saved module as the model has them; `None` axes stay free.
+        path: The folder to write, created if need be. A SavedModel already there is replaced.
+
+    Raises:
+        RuntimeError: If Keras does not run on TensorFlow.
+        ValueError: If `model` is not built, or has more than one input.
+        TypeError: If `model` returns neither a tensor nor a dict of tensors.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(f"A SavedModel needs TensorFlow, not {keras.backend.backend()!r}.")
+    inputs = getattr(model, "inputs", None) or []
+    if not model.built or len(inputs) != 1:
+        raise ValueError(
+            f"Model {model.name!r} must be built and have one input tensor, not {len(inputs)}."
+        )
+    spec = tf.TensorSpec(inputs[0].shape, inputs[0].dtype, name="inputs")
+    module = _HubModule(model)
+    for training in (False, True):
+        outputs = module.__call__.get_concrete_function(spec, training=training).structured_outputs
+    if not isinstance(outputs, (tf.Tensor, dict)):
+        raise TypeError(f"Model {model.name!r} must return a tensor or a dict, not {outputs}.")
+
+    @tf.function(input_signature=[spec])
+    def serve(inputs):
+        outputs = module(inputs, training=False)
+        return outputs if isinstance(outputs, dict) else {"outputs": outputs}
+
+    tf.saved_model.save(module, os.fspath(path), signatures=serve)
+
+
+class _HubModule(tf.Module):
+    """A Keras model behind TF Hub's interface, with its own copy of the variables."""
+
+    # Hides the properties of tf.Module, which sort by attribute rather than by layer.
+    variables = None
+    trainable_variables = None
+
+    def __init__(self, model: keras.Model):
+        super().__init__()
+        copies = {
+            id(v): tf.Variable(
+                v.value, trainable=v.trainable, name=v.path.removeprefix(f"{model.name}/")
+            )
+            for v in model.variables
+        }
+        # Without the states of random generators, which are no weights.
+        self.variables = [copies[id(v)] for v in model.weights]
+        self.trainable_variables = [copies[id(v)] for v in model.trainable_variables]
+        self.regularization_losses = [
+            _regularization_loss(v.regularizer, copies[id(v)])
+            for v in model.trainable_variables
+            if v.regularizer is not None
+        ]
+        self._non_trainable_variables = [copies[id(v)] for v in model.non_trainable_variables]
+        # In a function, so that the Keras model and its variables are not saved too.
+        self._call = lambda *args, **kwargs: model.stateless_call(*args, **kwargs)
+
+    @tf.function
+    def __call__(self, inputs, training=False):
+        outputs, updates = self._call(
+            self.trainable_variables, self._non_trainable_variables, inputs, training=training
+        )
+        if training:
+            for variable, value in zip(self._non_trainable_variables, updates, strict=True):
+                variable.assign(value)
+        return outputs
+
+
+def _regularization_loss(regularizer: keras.Regularizer, variable: tf.Variable):
+    return tf.function(lambda: regularizer(variable), input_signature=[])
