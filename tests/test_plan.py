@@ -1,0 +1,34 @@
+"""Plans of progressive unfreezing."""
+
+import pytest
+
+from tfxfer.plan import Phase, check_plan, gradual
+
+STAGES = ("stem", "block1", "head")
+
+
+def test_gradual_unfreezes_from_the_head_down():
+    assert gradual(STAGES, epochs=4, learning_rate=0.3) == (
+        Phase("head", ("head",), 4, 0.3),
+        Phase("+block1", ("block1", "head"), 4, 0.3 / 3),
+        Phase("+stem", ("stem", "block1", "head"), 4, 0.3 / 3),
+    )
+
+
+def test_gradual_passes_its_own_check():
+    check_plan(gradual(STAGES, 1, 1e-3), STAGES)
+
+
+@pytest.mark.parametrize(
+    ("phases", "says"),
+    [
+        ([], "at least one phase"),
+        ([("all", STAGES), ("odd", ("block7",))], "Phase 'odd'.*block7"),
+        ([("all", STAGES), ("twice", ("head", "head"))], "Phase 'twice'.*each stage once"),
+        ([("all", STAGES), ("none", ())], "Phase 'none'"),
+        ([("some", ("stem", "head"))], r"missing \['block1'\]"),
+    ],
+)
+def test_bad_plans_are_refused_by_name(phases, says):
+    with pytest.raises(ValueError, match=says):
+        check_plan([Phase(name, stages, 1, 1e-3) for name, stages in phases], STAGES)

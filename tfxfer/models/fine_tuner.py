@@ -1,0 +1,89 @@
+"""`FineTuner`: a backbone and a head, trained stage by stage."""
+
+from collections.abc import Collection
+from typing import Any
+
+import keras
+
+from tfxfer.backbones import Backbone
+
+HEAD = "head"
+
+
+@keras.saving.register_keras_serializable(package="tfxfer")
+class FineTuner(keras.Model):
+    """A classifier whose backbone starts from pretrained weights and is unfrozen by stages.
+
+    A plain Keras model: `compile`, `fit`, `evaluate`, `predict` and `save` are Keras' own. What
+    it adds is `unfreeze`::
+
+        model = FineTuner(load_backbone("glyphs"), keras.layers.Dense(10))
+        model.unfreeze(["head"])
+        model.compile(...)
+        model.fit(...)
+        model.unfreeze(["block4", "head"])
+        model.compile(...)  # Keras reads what is trainable when it compiles
+        model.fit(...)
+
+    Args:
+        backbone: Images to features.
+        head: Features `[batch, backbone.units]` to logits; trained in every phase that names it.
+        **kwargs: As for every `keras.Model`.
+
+    Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`.
+    Output: what `head` returns, for a dense layer logits `[batch, units]`.
+    """
+
+    def __init__(self, backbone: Backbone, head: keras.layers.Layer, **kwargs):
+        super().__init__(**kwargs)
+        self.backbone = backbone
+        self.head = head
+        if not head.built:
+            head.build((None, backbone.units))
+        self.built = True
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages, input side first; the last is `head`."""
+        return (*(stage.name for stage in self.backbone.stages), HEAD)
+
+    def unfreeze(self, stages: Collection[str]) -> None:
+        """Makes exactly these stages trainable and freezes the others; then compile again.
+
+        Args:
+            stages: Names among `stages`.
+
+        Raises:
+            ValueError: If there is no stage of such a name.
+        """
+        if unknown := sorted(set(stages) - set(self.stages)):
+            raise ValueError(f"Expected stages among {list(self.stages)}, received {unknown}.")
+        self.trainable = True
+        self.head.trainable = HEAD in stages
+        self.backbone.unfreeze([name for name in stages if name != HEAD])
+
+    def stage_weights(self, stage: str) -> list[keras.Variable]:
+        """Returns the weights of a stage, those that no gradient reaches among them."""
+        if stage == HEAD:
+            return list(self.head.weights)
+        return list(next(s.weights for s in self.backbone.stages if s.name == stage))
+
+    def call(self, inputs, training=False):
+        """Computes the head's output; see the class for shapes."""
+        return self.head(self.backbone(inputs, training=training), training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns backbone and head, serialized."""
+        return {
+            **super().get_config(),
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "head": keras.saving.serialize_keras_object(self.head),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes the model again from `get_config`."""
+        config = dict(config)
+        for part in ("backbone", "head"):
+            config[part] = keras.saving.deserialize_keras_object(config[part])
+        return cls(**config)

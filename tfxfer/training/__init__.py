@@ -1,0 +1,1 @@
+"""How models are trained: phases, and what is written down meanwhile."""
