@@ -1,0 +1,1 @@
+"""One file a `--mode`; each has `run(config, console) -> Result | None`."""

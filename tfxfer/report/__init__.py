@@ -1,0 +1,1 @@
+"""What a run leaves behind: the result, the files of the workdir, the words on the screen."""

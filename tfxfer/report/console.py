@@ -1,0 +1,103 @@
+"""The words on the screen: a start line, the plan, a closing table."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from tfxfer.backbones import Backbone
+from tfxfer.config import RunConfig
+from tfxfer.data import DataInfo, Splits
+from tfxfer.models import FineTuner
+from tfxfer.plan import Phase
+from tfxfer.report import workdir
+from tfxfer.report.result import Result
+
+
+class Console:
+    """Prints what a run does, for a person to read."""
+
+    def __init__(self):
+        self._rich = RichConsole(highlight=False, soft_wrap=True)
+
+    @property
+    def verbose(self) -> int:
+        """How Keras is to show progress: bars on a terminal, one line an epoch elsewhere."""
+        return 1 if sys.stdout.isatty() else 2
+
+    def start(
+        self, config: RunConfig, data: DataInfo, splits: Splits, backbone: Backbone, device: str
+    ) -> None:
+        """Prints what is about to run: data, backbone, device."""
+        size = backbone.contract.size
+        self._print(
+            f"tfxfer {config.mode}: {data.name}, {len(data.label_names)} classes, "
+            f"{splits.train.examples} train ({splits.train.origin}), "
+            f"{splits.validation.examples} validation ({splits.validation.origin}), "
+            f"{splits.test.examples} test ({splits.test.origin}); "
+            f"backbone {config.backbone}, {backbone.count_params():,} parameters, "
+            f"input {f'{size[0]}x{size[1]}' if size else 'any size'}"
+            f"x{backbone.contract.channels}; {device}; seed {config.seed}"
+        )
+
+    def plan(self, plan: Sequence[Phase], model: FineTuner) -> None:
+        """Prints the phases as a table."""
+        table = Table("phase", "trains", title="plan", title_justify="left")
+        for column in ("parameters", "share", "epochs", "rate"):
+            table.add_column(column, justify="right")
+        for phase in plan:
+            model.unfreeze(phase.stages)
+            trained = sum(weight.shape.num_elements() for weight in model.trainable_weights)
+            table.add_row(
+                phase.name,
+                " ".join(phase.stages),
+                f"{trained:,}",
+                f"{trained / model.count_params():.1%}",
+                f"<= {phase.epochs}",
+                f"{phase.learning_rate:.2g}",
+            )
+        self._rich.print(table)
+
+    def phase(self, phase: Phase) -> None:
+        """Announces a phase."""
+        self._print(f"phase {phase.name}")
+
+    def close(self, result: Result, path: Path) -> None:
+        """Prints what came of it and where everything was written."""
+        table = Table("phase", title="result", title_justify="left")
+        for column in ("epochs", "best", "val loss", "val accuracy", "seconds"):
+            table.add_column(column, justify="right")
+        for phase in result.phases:
+            table.add_row(
+                phase.name,
+                str(phase.epochs),
+                str(phase.best_epoch),
+                f"{phase.val_loss:.4f}",
+                f"{phase.val_accuracy:.4f}",
+                f"{phase.seconds:.1f}",
+            )
+        self._rich.print(table)
+        test = result.metrics["test"]
+        low, high = test.accuracy_interval
+        self._print(
+            f"test accuracy {test.accuracy:.4f} on {test.examples} examples "
+            f"(95% interval {low:.4f} to {high:.4f}), loss {test.loss:.4f}"
+        )
+        self._print(
+            f"exported model, loaded again: probabilities within "
+            f"{result.export.max_difference:.1e} on {result.export.examples} examples"
+        )
+        self._print(f"training took {result.timings['training']:.1f} s")
+        for name, meaning in (
+            (f"{workdir.SAVED_MODEL}/1", "for TensorFlow Serving"),
+            (workdir.KERAS_MODEL, "for tfxfer.load_model"),
+            (workdir.RESULTS, "all results"),
+            (workdir.METRICS, "metrics of every epoch"),
+            (workdir.CONFIG, "settings and versions"),
+        ):
+            self._print(f"wrote {path / name}  ({meaning})")
+
+    def _print(self, line: str) -> None:
+        self._rich.print(line, markup=False)

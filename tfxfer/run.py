@@ -1,0 +1,149 @@
+"""Transfer learning from the command line.
+
+Fine-tune the embedded backbone on the embedded digits, and write what comes of it under runs/:
+
+    python -m tfxfer.run --mode=finetune
+
+Your own: any TensorFlow Datasets name of labelled images, any image feature vector in TF Hub
+format (a folder or a URL).
+
+    python -m tfxfer.run --mode=finetune --dataset=cats_vs_dogs --backbone=/models/resnet_50
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from tfxfer.config import MODES, RunConfig, settings_from_file
+from tfxfer.errors import UserError
+
+_USER_MISTAKE = 2
+_HELP = ("help", "helpshort")
+
+
+_DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
+}
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines a flag for every setting, and `--config` and `--help`."""
+    values = flags.FlagValues()
+    for field in dataclasses.fields(RunConfig):
+        text = field.metadata["help"]
+        if field.name == "mode":
+            flags.DEFINE_enum("mode", RunConfig.mode, MODES, text, flag_values=values)
+        else:
+            define = _DEFINE[type(field.default)]
+            define(field.name, field.default, text, flag_values=values)
+    flags.DEFINE_string(
+        "config",
+        "",
+        "JSON file of settings, such as the config.json of an earlier run; flags go before it.",
+        flag_values=values,
+    )
+    for name in _HELP:
+        flags.DEFINE_bool(name, False, "Print this help.", flag_values=values)
+    return values
+
+
+def parse(argv: Sequence[str], values: flags.FlagValues) -> RunConfig:
+    """Turns command-line arguments into a config.
+
+    Args:
+        argv: Program name and arguments.
+        values: What `define_flags` returned.
+
+    Returns:
+        The config; flags go before `--config`, which goes before the defaults.
+
+    Raises:
+        UserError: If a flag or a value is not known.
+    """
+    try:
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(str(error), "See --help.") from error
+    if rest:
+        raise UserError(f"Expected flags only, received {' '.join(rest)!r}", "See --help.")
+    settings: dict[str, Any] = settings_from_file(values.config) if values.config else {}
+    for field in dataclasses.fields(RunConfig):
+        if values[field.name].present:
+            settings[field.name] = values[field.name].value
+    return RunConfig(**settings)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one mode.
+
+    Args:
+        argv: Program name and arguments; those of the process if `None`.
+
+    Returns:
+        The exit code: 0, or 2 for a mistake of the user's, which is told in one line.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    values = define_flags()
+    try:
+        if any(argument.lstrip("-") in _HELP for argument in argv[1:] if argument[0:1] == "-"):
+            print(f"{__doc__}\nFlags:{values.get_help(include_special_flags=False)}")
+            return 0
+        _run(parse(argv, values))
+    except UserError as error:
+        if "--debug" in argv:
+            raise
+        print(f"tfxfer: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return _USER_MISTAKE
+    return 0
+
+
+def _run(config: RunConfig) -> None:
+    from tfxfer.report import workdir
+
+    path = workdir.choose_workdir(config)
+    with contextlib.nullcontext() if config.debug else _quiet_tensorflow():
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()
+
+    from tfxfer.report.console import Console
+
+    method = importlib.import_module(f"tfxfer.methods.{config.mode}")
+    method.run(config, path, Console())
+
+
+@contextlib.contextmanager
+def _quiet_tensorflow() -> Iterator[None]:
+    """Keeps what TensorFlow notes as it starts off the screen, unless it fails to start."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # Some of it comes from C++ before any log level is read.
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
