@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -147,10 +148,8 @@ def resolve(handle: str) -> Path:
     if handle == GLYPHS:
         return _GLYPHS_FOLDER
     if "://" in handle:
-        import tensorflow_hub as hub  # Costs a second, and only a remote handle needs it.
-
         try:
-            folder = Path(hub.resolve(handle))
+            folder = Path(_tensorflow_hub().resolve(handle))
         except Exception as error:  # Resolvers raise what their transport raises.
             raise UserError(
                 f"--backbone={handle} could not be downloaded: {type(error).__name__}: {error}",
@@ -170,6 +169,15 @@ def resolve(handle: str) -> Path:
             "Give the folder that contains saved_model.pb and variables/.",
         )
     return folder
+
+
+def _tensorflow_hub() -> Any:
+    """Imports tensorflow_hub, which takes a second, and only a remote handle needs it."""
+    with warnings.catch_warnings():
+        # It imports pkg_resources, which warns of its own end in setuptools 82.
+        warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+        import tensorflow_hub
+    return tensorflow_hub
 
 
 def _load(folder: Path, handle: str) -> Any:

@@ -58,7 +58,8 @@ def run(config: RunConfig, path: Path, console: Console) -> Result | None:
         )
         validation_data = batches(splits.validation, config.batch_size, image_size=size)
         test_data = batches(splits.test, config.batch_size, image_size=size)
-    console.start(config, source.info, splits, backbone, distribute.describe(strategy))
+    device = distribute.describe(strategy)
+    console.start(config, source.info, splits, backbone, plan, device)
     console.plan(plan, model)
     if config.dry_run:
         return None

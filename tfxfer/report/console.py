@@ -28,23 +28,37 @@ class Console:
         return 1 if sys.stdout.isatty() else 2
 
     def start(
-        self, config: RunConfig, data: DataInfo, splits: Splits, backbone: Backbone, device: str
+        self,
+        config: RunConfig,
+        data: DataInfo,
+        splits: Splits,
+        backbone: Backbone,
+        plan: Sequence[Phase],
+        device: str,
     ) -> None:
-        """Prints what is about to run: data, backbone, device."""
+        """Prints what is about to run: data, backbone, plan, device."""
         size = backbone.contract.size
+        self._print(f"tfxfer {config.mode}, seed {config.seed}")
         self._print(
-            f"tfxfer {config.mode}: {data.name}, {len(data.label_names)} classes, "
+            f"data      {data.name}, {len(data.label_names)} classes: "
             f"{splits.train.examples} train ({splits.train.origin}), "
             f"{splits.validation.examples} validation ({splits.validation.origin}), "
-            f"{splits.test.examples} test ({splits.test.origin}); "
-            f"backbone {config.backbone}, {backbone.count_params():,} parameters, "
-            f"input {f'{size[0]}x{size[1]}' if size else 'any size'}"
-            f"x{backbone.contract.channels}; {device}; seed {config.seed}"
+            f"{splits.test.examples} test ({splits.test.origin})"
         )
+        self._print(
+            f"backbone  {config.backbone}, {backbone.count_params():,} parameters, "
+            f"{len(backbone.stages)} stages, images of "
+            f"{f'{size[0]}x{size[1]}' if size else 'any size'}x{backbone.contract.channels}"
+        )
+        self._print(
+            f"plan      gradual unfreezing, {len(plan)} phases of at most "
+            f"{max(phase.epochs for phase in plan)} epochs"
+        )
+        self._print(f"device    {device}")
 
     def plan(self, plan: Sequence[Phase], model: FineTuner) -> None:
         """Prints the phases as a table."""
-        table = Table("phase", "trains", title="plan", title_justify="left")
+        table = Table("phase", "trains")
         for column in ("parameters", "share", "epochs", "rate"):
             table.add_column(column, justify="right")
         for phase in plan:
@@ -66,7 +80,7 @@ class Console:
 
     def close(self, result: Result, path: Path) -> None:
         """Prints what came of it and where everything was written."""
-        table = Table("phase", title="result", title_justify="left")
+        table = Table("phase")
         for column in ("epochs", "best", "val loss", "val accuracy", "seconds"):
             table.add_column(column, justify="right")
         for phase in result.phases:
