@@ -15,7 +15,6 @@ labelled digits and is scored on the 360 test digits.
 """
 
 import itertools
-import sys
 
 import keras
 import numpy as np
@@ -87,7 +86,7 @@ def fit(way: str, images, labels, rate: float, steps: int, seed: int) -> FineTun
         randomise(model)
     if way == "fine-tuned":
         train(model, ["head"], HEAD_RATE, images, labels, HEAD_STEPS)
-    train(model, ["head"] if way == "head" else model.stages, rate, images, labels, steps)
+    train(model, ["head"] if way == "head" else model.stage_names, rate, images, labels, steps)
     return model
 
 
@@ -140,4 +139,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    app.run(main)

@@ -61,6 +61,16 @@ def small_network(size: int = 16, channels: int = 3) -> keras.Model:
     )
 
 
+def values(weights) -> list[bytes]:
+    """The weights' values, to be compared bit by bit."""
+    return [np.array(weight.numpy()).tobytes() for weight in weights]
+
+
+def moved(before: list[bytes], weights) -> list[bool]:
+    """Which weights are no longer as they were."""
+    return [old != new for old, new in zip(before, values(weights), strict=True)]
+
+
 @pytest.fixture(scope="session")
 def hub_folder(tmp_path_factory) -> Path:
     keras.utils.set_random_seed(1)

@@ -24,7 +24,7 @@ def tfxfer(*flags: str, cwd: Path, data_dir: str, **environment: str):
     )
 
 
-@pytest.mark.parametrize("flag", ["--help", "--helpshort"])
+@pytest.mark.parametrize("flag", ["--help", "--helpshort", "--help=true"])
 def test_help_is_quick(flag, tmp_path, data_dir):
     seconds = []
     for _ in range(3):
@@ -55,6 +55,8 @@ def place(tmp_path_factory) -> Path:
     (folder / "corrupt" / "saved_model.pb").write_bytes(b"not a protocol buffer")
     (folder / "taken").mkdir()
     (folder / "taken" / "results.json").write_text("{}")
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "config.json").write_text("{}")
     (folder / "broken.json").write_text("{")
     (folder / "unknown.json").write_text('{"epoch": 3}')
     return folder
@@ -73,6 +75,7 @@ BAD = {
     "unreachable backbone": (["--backbone=http://127.0.0.1:9/a.tar.gz"], "downloaded"),
     "unwritable workdir": (["--workdir=file/run"], "written"),
     "workdir of another run": (["--workdir=taken"], "--overwrite"),
+    "workdir with files of no run": (["--workdir=foreign", "--overwrite"], "something else"),
     "broken config": (["--config=broken.json"], "JSON"),
     "unknown setting": (["--config=unknown.json"], "epoch"),
 }
@@ -93,8 +96,9 @@ def test_mistake_is_one_line_and_code_2(case, place, data_dir):
 
 def test_debug_shows_the_traceback(place, data_dir):
     done = tfxfer("--config=broken.json", "--debug", cwd=place, data_dir=data_dir)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("tfxfer: error: ")
 
 
 def test_flags_go_before_the_config_file_and_that_before_defaults(tmp_path):

@@ -45,13 +45,20 @@ def test_digits_is_a_tfds_dataset_like_any_other(digits, data_dir):
     assert info.splits["train"].num_examples == 1437
     assert len(loaded["test"]) == 360
     assert digits.info == DataInfo(
-        "digits:1.0.0", tuple("0123456789"), (8, 8, 1), {"train": 1437, "test": 360}
+        "digits/1.0.0", tuple("0123456789"), (8, 8, 1), {"train": 1437, "test": 360}
     )
 
 
 def test_labels_come_in_the_order_of_the_split(digits):
     labels = [label for _, _, label in rows(digits.split("train"))]
-    assert rows(digits.labels("train")) == labels
+    assert digits.labels("train").tolist() == labels
+
+
+def test_chosen_rows_are_those_rows(digits):
+    everything = rows(digits.split("test"))
+    chosen = rows(digits.split("test", np.array([3, 5, 359])))
+    assert [row[0] for row in chosen] == [everything[i][0] for i in (3, 5, 359)]
+    np.testing.assert_array_equal(chosen[1][1], everything[5][1])
 
 
 def test_no_image_is_in_two_parts(digits):
@@ -87,27 +94,32 @@ class Source:
 
     fingerprint = "0"
 
-    def __init__(self, **sizes: int):
-        self.info = DataInfo("memory:1", ("a", "b"), (4, 4, 1), sizes)
-
-    def split(self, name):
-        count = self.info.examples[name]
-        return tf.data.Dataset.from_tensor_slices(
-            (
-                [f"{name}{row}" for row in range(count)],
-                np.zeros((count, 4, 4, 1), np.uint8),
-                np.arange(count) % 2,
-            )
-        )
+    def __init__(self, classes=("a", "b"), **labels):
+        self._labels = {
+            name: np.arange(value) % len(classes) if isinstance(value, int) else np.array(value)
+            for name, value in labels.items()
+        }
+        sizes = {name: len(values) for name, values in self._labels.items()}
+        self.info = DataInfo("memory/1", tuple(classes), (4, 4, 1), sizes)
 
     def labels(self, name):
-        return self.split(name).map(lambda example_id, image, label: label)
+        return self._labels[name]
+
+    def split(self, name, rows=None):
+        rows = np.arange(self.info.examples[name]) if rows is None else rows
+        return tf.data.Dataset.from_tensor_slices(
+            (
+                [f"{name}{row}" for row in rows],
+                np.zeros((len(rows), 4, 4, 1), np.uint8),
+                self._labels[name][rows],
+            )
+        )
 
 
 @pytest.mark.parametrize(
     ("sizes", "origins"),
     [
-        ({"train": 100}, ("rest of train", "10% of train", "20% of train")),
+        ({"train": 100}, ("rest of train", "10% of rest of train", "20% of train")),
         ({"train": 100, "test": 9}, ("rest of train", "10% of train", "split 'test'")),
         ({"train": 100, "validation": 9}, ("rest of train", "10% of train", "split 'validation'")),
         (
@@ -131,8 +143,27 @@ def test_source_without_train_is_refused():
 
 
 def test_class_with_one_example_is_refused():
-    with pytest.raises(UserError, match="at least two"):
-        split_data(Source(train=1), seed=0)
+    with pytest.raises(UserError, match=r"at least two .* one of 'b'"):
+        split_data(Source(train=[0, 0, 0, 1]), seed=0)
+
+
+def test_many_classes_of_few_examples_are_split():
+    source = Source(classes=[str(c) for c in range(100)], train=500)
+    splits = split_data(source, seed=0)
+    parts = (splits.train, splits.validation, splits.test)
+    assert [part.examples for part in parts] == [300, 100, 100]
+    assert all(len({row[2] for row in rows(part.dataset)}) == 100 for part in parts)
+
+
+def test_split_with_hidden_labels_counts_as_missing():
+    splits = split_data(Source(train=100, test=[-1] * 20), seed=0)
+    assert splits.test.origin == "20% of train"
+
+
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_labels_out_of_range_are_refused(wrong):
+    with pytest.raises(UserError, match=f"labels 0 to 1, and split 'test' has {wrong}"):
+        split_data(Source(train=100, test=[0, 1, wrong]), seed=0)
 
 
 def part(count: int, sizes: list[int]) -> Part:
@@ -172,8 +203,7 @@ def test_order_is_new_in_every_epoch_and_the_same_for_a_seed():
 def test_images_of_many_sizes_meet_in_one_batch():
     ((images, labels),) = rows(batches(part(3, [4, 6, 9]), 3, image_size=(5, 5)))
     assert images.shape == (3, 5, 5, 1)
-    assert images.dtype == np.uint8
-    assert [int(image.max()) for image in images] == labels.tolist()
+    assert [float(image.max()) for image in images] == labels.tolist()
 
 
 def test_images_of_many_sizes_need_a_size():
@@ -202,6 +232,57 @@ def test_dataset_of_another_kind_is_refused(data_dir, tmp_path):
         open_dataset("pairs", str(tmp_path))
 
 
-def test_fingerprint_tells_datasets_apart(digits, data_dir):
-    assert open_dataset("digits", data_dir).fingerprint == digits.fingerprint
-    assert len(digits.fingerprint) == 64
+def fake_digits(monkeypatch, change) -> None:
+    images, labels = load_digits(return_X_y=True)
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda **_: change(images, labels))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images, labels: (images, np.roll(labels, 1)),
+        lambda images, labels: (np.roll(images, 1, axis=0), labels),
+    ],
+)
+def test_fingerprint_tells_datasets_of_equal_size_apart(digits, tmp_path, monkeypatch, change):
+    same = open_dataset("digits", str(tmp_path / "same"))
+    assert same.fingerprint == digits.fingerprint
+    fake_digits(monkeypatch, change)
+    other = open_dataset("digits", str(tmp_path / "other"))
+    assert other.fingerprint != digits.fingerprint
+
+
+def test_damaged_file_is_a_user_error(tmp_path):
+    open_dataset("digits", str(tmp_path))
+    (file,) = (tmp_path / "digits" / "1.0.0").glob("*train*record*")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"damaged file.*Delete"):
+        open_dataset("digits", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["no_such_data", "digits:x", "digits:9.9.9", "digits/other", "huggingface:mnist", "a/b/c"],
+)
+def test_unknown_names_are_user_errors(name, tmp_path):
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_dataset(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("replicas", [2, 3, 8])
+@pytest.mark.parametrize("examples", [9, 33, 65])
+def test_replicas_get_equal_shares_of_every_batch(replicas, examples):
+    data = batches(part(examples, [2]), 32, shuffle_seed=0, replicas=replicas)
+    epochs = [[labels for _, labels in rows(data)] for _ in range(3)]
+    for labels in epochs:
+        assert all(len(batch) % replicas == 0 for batch in labels)
+        assert sum(map(len, labels)) == examples // replicas * replicas
+    if examples % replicas:
+        assert len({tuple(sorted(np.concatenate(labels))) for labels in epochs}) > 1
+
+
+def test_more_replicas_than_examples_are_refused():
+    with pytest.raises(UserError, match="4 devices need 4 examples"):
+        batches(part(3, [2]), 2, replicas=4)

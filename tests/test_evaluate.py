@@ -31,6 +31,20 @@ def test_huge_logits_stay_finite():
     assert score(np.array([[1e4, -1e4]]), np.array([1])).loss == 2e4
 
 
+@pytest.mark.parametrize(
+    ("logits", "labels", "says"),
+    [
+        ([[np.nan, 0.0]], [0], "finite"),
+        ([[np.inf, 0.0]], [0], "finite"),
+        ([[1.0, 0.0]], [-1], "from 0 to 1, received -1"),
+        ([[1.0, 0.0]], [2], "from 0 to 1, received 2"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(logits, labels, says):
+    with pytest.raises(ValueError, match=says):
+        score(np.array(logits), np.array(labels))
+
+
 def test_predict_sees_every_example_in_order(model, images, labels):
     data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(7)
     logits, found = predict(model, data)

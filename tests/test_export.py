@@ -1,5 +1,7 @@
 """SavedModels that leave the house."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -12,13 +14,14 @@ from tfxfer.export import (
     save_keras_model,
     served_probabilities,
 )
+from tfxfer.models import FineTuner
 
 
-def test_classifier_answers_as_the_model(model, images, labels, tmp_path):
+def test_classifier_answers_as_the_model(model, images, tmp_path):
     path = tmp_path / "saved_model" / "1"
     save_classifier(model, path, ["a", "b", "c"], channels=1)
     expected = tf.nn.softmax(model(images))
-    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(7)
+    data = tf.data.Dataset.from_tensor_slices(images).batch(7)
     np.testing.assert_allclose(served_probabilities(path, data), expected, atol=1e-6)
     answer = tf.saved_model.load(str(path)).signatures["serving_default"](images=images)
     names = [name.decode() for name in answer["labels"].numpy()]
@@ -41,10 +44,42 @@ def test_classifier_holds_each_weight_once_and_no_optimizer(model, images, label
     assert shapes == sorted(tuple(weight.shape) for weight in model.weights)
 
 
-def test_finished_folders_only(model, tmp_path):
-    save_classifier(model, tmp_path / "1", ["a", "b", "c"], channels=1)
-    save_keras_model(model, tmp_path / "model.keras")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "model.keras"]
+def save_all(model, path):
+    save_classifier(model, path / "1", ["a", "b", "c"], channels=1)
+    save_keras_model(model, path / "model.keras")
+    save_hub_module(small_network(), path / "hub")
+
+
+def contents(path) -> dict:
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_saving_leaves_what_it_names_and_replaces_it(model, tmp_path):
+    for _ in range(2):
+        save_all(model, tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "hub", "model.keras"]
+
+
+def test_saving_that_fails_leaves_what_was_there(model, tmp_path, monkeypatch):
+    save_all(model, tmp_path)
+    before = contents(tmp_path)
+
+    def write_half(*args, **kwargs):
+        path = next(Path(a) for a in args if isinstance(a, (str, Path)))
+        path.mkdir()
+        (path / "half").touch()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tf.saved_model, "save", write_half)
+    monkeypatch.setattr(FineTuner, "save", write_half)
+    for save in (
+        lambda: save_classifier(model, tmp_path / "1", ["a", "b", "c"], channels=1),
+        lambda: save_keras_model(model, tmp_path / "model.keras"),
+        lambda: save_hub_module(small_network(), tmp_path / "hub"),
+    ):
+        with pytest.raises(OSError, match="disk full"):
+            save()
+        assert contents(tmp_path) == before
 
 
 class TestHubModule:

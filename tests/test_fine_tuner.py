@@ -15,9 +15,10 @@ def compiled(model: FineTuner) -> FineTuner:
 
 
 def test_it_has_the_stages_of_its_parts(model):
-    assert model.stages == ("block1", "block2", "head")
-    assert [len(model.stage_weights(stage)) for stage in model.stages] == [6, 6, 2]
-    assert sum(len(model.stage_weights(stage)) for stage in model.stages) == len(model.weights)
+    assert model.stage_names == ("block1", "block2", "head")
+    assert [len(stage.weights) for stage in model.stages] == [6, 6, 2]
+    in_stages = [id(weight) for stage in model.stages for weight in stage.weights]
+    assert sorted(in_stages) == sorted(id(weight) for weight in model.weights)
 
 
 def test_unfreeze_is_exact(model):
@@ -26,7 +27,7 @@ def test_unfreeze_is_exact(model):
         (["block2", "head"], 6),
         (["block1"], 4),
         ([], 0),
-        (model.stages, 10),
+        (model.stage_names, 10),
         (["head"], 2),
     ):
         model.unfreeze(stages)
@@ -61,6 +62,14 @@ def test_head_may_be_a_model(backbone, images, labels):
     model.fit(images, labels, verbose=0)
 
 
+def test_unfreeze_undoes_what_was_frozen_by_hand(backbone):
+    head = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(3)])
+    model = FineTuner(backbone, head)
+    head.layers[0].trainable = False
+    model.unfreeze(["head"])
+    assert len(model.trainable_weights) == 4
+
+
 def test_weights_file_round_trip(hub_folder, images, labels, tmp_path):
     from tfxfer.backbones import HubBackbone
 
@@ -68,7 +77,7 @@ def test_weights_file_round_trip(hub_folder, images, labels, tmp_path):
         return FineTuner(HubBackbone(str(hub_folder)), keras.layers.Dense(3))
 
     model = make()
-    model.unfreeze(model.stages)
+    model.unfreeze(model.stage_names)
     compiled(model).fit(images, labels, verbose=0)
     model.save_weights(tmp_path / "model.weights.h5")
     other = make()

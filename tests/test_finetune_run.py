@@ -1,15 +1,23 @@
 """`--mode=finetune` from the command line to a model that serves."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import tfxfer
 from tests.test_cli import tfxfer as run
+from tfxfer.config import RunConfig
+from tfxfer.data import DataInfo
+from tfxfer.methods import finetune
+from tfxfer.report.console import Console
+from tfxfer.report.workdir import choose_workdir
 
 # A process that knows TensorFlow and nothing of Keras models or of this package.
 _SERVE = """
@@ -49,7 +57,7 @@ def test_it_writes_what_it_says(short_run):
         "results.json",
         "saved_model",
     ]
-    assert "digits:1.0.0, 10 classes, 1293 train" in done.stdout
+    assert "digits/1.0.0, 10 classes: 1293 train" in done.stdout
     assert "+block1" in done.stdout
     assert "test accuracy" in done.stdout
     assert "one/saved_model/1" in done.stdout
@@ -98,6 +106,83 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, data_dir):
     done = run("--dry_run", "--workdir=run", cwd=tmp_path, data_dir=data_dir)
     assert done.returncode == 0, done.stderr
     assert "+block1" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_devices_do_the_whole_run(tmp_path, data_dir, mirrored, monkeypatch, capsys):
+    monkeypatch.setattr("tfxfer.distribute.pick_strategy", lambda: mirrored)
+    # 1,293 digits: the last batch of 34 would be one digit for two devices.
+    config = RunConfig(
+        epochs=1, batch_size=34, workdir=str(tmp_path / "run"), data_dir=data_dir, seed=3
+    )
+    result = finetune.run(config, choose_workdir(config), Console())
+    assert result is not None
+    assert "2 CPU" in capsys.readouterr().out
+    assert result.metrics["test"].examples == 360
+    assert result.metrics["test"].accuracy > 0.95
+    assert result.export.passed
+    assert result.export.max_difference < 1e-5
+    served, trained, _ = served_and_trained(tmp_path / "run", data_dir, tmp_path)
+    np.testing.assert_allclose(served["probabilities"], trained, atol=1e-5)
+
+
+def test_images_of_many_sizes_are_served_as_they_were_evaluated(tmp_path, hub_folder, monkeypatch):
+    rng = np.random.default_rng(0)
+
+    class Photos:
+        fingerprint = "0"
+        info = DataInfo("photos/1", ("a", "b"), (None, None, 3), {"train": 40, "test": 6})
+
+        def labels(self, name):
+            return np.arange(self.info.examples[name]) % 2
+
+        def split(self, name, rows=None):
+            def examples():
+                for row in np.arange(self.info.examples[name]) if rows is None else rows:
+                    size = (20 + 7 * int(row), 90 - int(row), 3)
+                    yield str(row), rng.integers(0, 256, size, dtype=np.uint8), int(row) % 2
+
+            spec = (
+                tf.TensorSpec((), tf.string),
+                tf.TensorSpec((None, None, 3), tf.uint8),
+                tf.TensorSpec((), tf.int64),
+            )
+            stable = tf.data.Dataset.from_generator(examples, output_signature=spec)
+            return stable.cache(str(tmp_path / f"{name}-{0 if rows is None else len(rows)}"))
+
+    monkeypatch.setattr(finetune, "open_dataset", lambda name, data_dir: Photos())
+    config = RunConfig(
+        epochs=2, learning_rate=0.1, backbone=str(hub_folder), workdir=str(tmp_path / "run")
+    )
+    result = finetune.run(config, choose_workdir(config), Console())
+    assert result is not None
+    assert result.export.examples == 6
+    assert result.export.max_difference < 1e-5
+
+
+def test_interrupted_run_leaves_nothing(tmp_path, data_dir):
+    # A test runner in the background may hand down that SIGINT is ignored.
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "runpy.run_module('tfxfer.run', run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--workdir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "TFDS_DATA_DIR": data_dir, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Epoch"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "tfxfer: interrupted; the workdir is as it was before"
+    assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == []
 
 

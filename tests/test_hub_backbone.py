@@ -11,20 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import small_network
+from tests.conftest import moved, small_network, values
 from tfxfer.backbones import HubBackbone, load_backbone
+from tfxfer.backbones.graph import variables_by_depth
 from tfxfer.backbones.hub import resolve
 from tfxfer.errors import UserError
 from tfxfer.export import save_hub_module
 from tfxfer.models import FineTuner, load_model
-
-
-def values(weights) -> list[bytes]:
-    return [np.array(weight.numpy()).tobytes() for weight in weights]
-
-
-def moved(before, weights) -> list[bool]:
-    return [old != new for old, new in zip(before, values(weights), strict=True)]
 
 
 def fit(model, images, labels, **kwargs):
@@ -78,7 +71,7 @@ def test_it_starts_frozen_and_stays_bit_identical(model, images, labels):
 
 
 def test_unfrozen_it_trains_and_its_statistics_move(model, images, labels):
-    model.unfreeze(model.stages)
+    model.unfreeze(model.stage_names)
     before = values(model.backbone.weights)
     fit(model, images, labels)
     assert moved(before, model.backbone.weights) == [True] * 12
@@ -95,7 +88,7 @@ def test_partly_frozen_only_the_unfrozen_stage_moves(model, images, labels):
 
 
 def test_evaluation_changes_nothing(model, images, labels):
-    model.unfreeze(model.stages)
+    model.unfreeze(model.stage_names)
     fit(model, images, labels)
     before = values(model.weights)
     model.evaluate(images, labels, verbose=0)
@@ -225,6 +218,123 @@ def test_incomplete_or_foreign_folders_are_refused(hub_folder, tmp_path):
     tf.saved_model.save(module, str(tmp_path / "module"))
     with pytest.raises(UserError, match=r"reusable SavedModel, and lacks \['__call__'"):
         load_backbone(str(tmp_path / "module"))
+
+
+class Module(tf.Module):
+    """A reusable SavedModel with the variables and the calls that a test wants."""
+
+    variables: list = []  # noqa: RUF012  (hides a property of tf.Module)
+    trainable_variables: list = []  # noqa: RUF012
+
+    def __init__(self, names=("kernel",), trainable=True, batch=None):
+        super().__init__()
+        made = [tf.Variable(tf.random.normal((3, 3)), name=name) for name in names]
+        self.layers = made
+        self.variables = [*made, *made[:1]]  # A variable may be listed twice.
+        self.trainable_variables = list(made) if trainable else []
+        self.regularization_losses = []
+        for free in (batch, None):
+            self.__call__.get_concrete_function(tf.TensorSpec((free, 4, 4, 3)), training=False)
+
+    @tf.function
+    def __call__(self, inputs, training=False):
+        features = tf.reduce_mean(inputs, (1, 2))
+        for variable in self.layers:
+            features = tf.matmul(features, variable)
+        return features
+
+
+def saved(module, path) -> str:
+    tf.saved_model.save(module, str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "stages"),
+    [
+        (["net/conv1/w", "net/conv1/b", "net/block/a/w", "net/block/b/w"], ["conv1", "block"]),
+        (["kernel", "bias", "kernel"], ["kernel", "bias", "kernel_2"]),
+        (["kernel"], ["kernel"]),
+        (["body/w", "head/w"], ["body", "head_1"]),
+        (["net/same/w", "net/same/b"], ["w", "b"]),
+    ],
+)
+def test_stages_come_from_names_and_from_the_order_in_the_graph(names, stages, tmp_path):
+    backbone = load_backbone(saved(Module(names), tmp_path / "hub"))
+    assert [stage.name for stage in backbone.stages] == stages
+    in_order = [id(weight) for stage in backbone.stages for weight in stage.weights]
+    assert in_order == [id(weight) for weight in backbone.weights]
+
+
+def test_stages_follow_the_graph_and_not_the_list(tmp_path):
+    module = Module(["a/w", "b/w", "c/w"])
+    module.variables = module.variables[::-1]  # Now the graph's input side stands last.
+    path = saved(module, tmp_path / "hub")
+    listed = [v.name for v in tf.saved_model.load(path).variables]
+    assert listed == ["a/w:0", "c/w:0", "b/w:0", "a/w:0"]
+    assert [stage.name for stage in load_backbone(path).stages] == ["a", "b", "c"]
+
+
+def test_stages_of_a_deep_network_follow_its_layers(tmp_path):
+    network = keras.applications.MobileNetV2(
+        alpha=0.35, weights=None, include_top=False, pooling="avg", input_shape=(32, 32, 3)
+    )
+    save_hub_module(network, tmp_path / "hub")
+    module = tf.saved_model.load(str(tmp_path / "hub"))
+    trace = next(
+        trace
+        for trace in module.__call__.concrete_functions
+        if trace.structured_input_signature[0][1] is False
+    )
+    order = variables_by_depth(trace, module.variables)
+    correlation = np.corrcoef(order, range(len(order)))[0, 1]  # Both are ranks already.
+    print(f"rank correlation of graph order and layer order: {correlation:.4f}")
+    assert correlation > 0.99
+
+
+def test_module_without_trainable_variables_is_frozen_for_good(tmp_path, images, labels):
+    backbone = load_backbone(saved(Module(trainable=False), tmp_path / "hub"))
+    assert backbone.stages == ()
+    model = FineTuner(backbone, keras.layers.Dense(3))
+    assert model.stage_names == ("head",)
+    before = values(backbone.weights)
+    model.unfreeze(["head"])
+    fit(model, images, labels)
+    assert not any(moved(before, backbone.weights))
+
+
+def test_module_without_variables_is_taken(tmp_path):
+    backbone = load_backbone(saved(Module([]), tmp_path / "hub"))
+    assert backbone.weights == []
+    assert backbone(np.zeros((2, 4, 4, 3), np.uint8)).shape == (2, 3)
+
+
+def test_trace_with_a_free_batch_is_the_contract(tmp_path):
+    backbone = load_backbone(saved(Module(batch=2), tmp_path / "hub"))
+    assert backbone(np.zeros((5, 4, 4, 3), np.uint8)).shape == (5, 3)
+
+
+def test_module_without_a_trace_is_refused(tmp_path):
+    class Untraced(Module):
+        def __init__(self):
+            tf.Module.__init__(self)
+            self.variables = self.trainable_variables = self.regularization_losses = []
+
+        @tf.function
+        def __call__(self, *, images):
+            return images
+
+    module = Untraced()
+    module.__call__.get_concrete_function(images=tf.TensorSpec((None, 4, 4, 3)))
+    with pytest.raises(UserError, match="one tensor of images"):
+        load_backbone(saved(module, tmp_path / "hub"))
+
+
+def test_xla_is_left_off(model):
+    # Keras turns it on by itself on a GPU, where the antialiased resize has no kernel.
+    model.compile("adam", "mse")
+    assert not model.jit_compile
+    assert not model.backbone.supports_jit
 
 
 def test_network_that_takes_no_images_is_refused(tmp_path):

@@ -120,7 +120,7 @@ def settings_from_file(path: str) -> dict[str, Any]:
                 f"The settings are {', '.join(n for n in fields if n not in _INVOCATION)}.",
             )
         expected = type(fields[name].default)
-        if expected is float and type(value) is int:
+        if expected is float and type(value) is int and abs(value) < 2**63:
             value = float(value)
         if type(value) is not expected:
             raise UserError(

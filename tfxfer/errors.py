@@ -13,3 +13,9 @@ class UserError(ValueError):
 
     def __init__(self, problem: str, fix: str):
         super().__init__(f"{problem.rstrip('.')}. {fix}")
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the type and the first line of an error that a library raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

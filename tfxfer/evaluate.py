@@ -27,7 +27,7 @@ class Evaluation:
 
 
 def predict(model: keras.Model, data: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Runs a classifier over all of `data`.
+    """Runs a classifier over all of `data`, once, on one device.
 
     Args:
         model: From images to logits `[batch, classes]`.
@@ -36,9 +36,11 @@ def predict(model: keras.Model, data: tf.data.Dataset) -> tuple[np.ndarray, np.n
     Returns:
         Logits `[examples, classes]` and labels `[examples]`, in the order of `data`.
     """
-    logits = model.predict(data.map(lambda images, labels: images), verbose=0)
-    labels = np.concatenate([labels.numpy() for _, labels in data])
-    return np.asarray(logits), labels
+    images, _ = data.element_spec
+    step = tf.function(lambda batch: model(batch, training=False), input_signature=[images])
+    answers = [(step(batch).numpy(), labels.numpy()) for batch, labels in data]
+    logits, labels = zip(*answers, strict=True)
+    return np.concatenate(logits), np.concatenate(labels)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
@@ -53,7 +55,17 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
 
     Returns:
         The evaluation.
+
+    Raises:
+        ValueError: If a logit is not finite, or a label is none of the classes.
     """
+    if not np.isfinite(logits).all():
+        raise ValueError("Expected finite logits, received some that are not.")
+    if labels.min() < 0 or labels.max() >= logits.shape[-1]:
+        raise ValueError(
+            f"Expected labels from 0 to {logits.shape[-1] - 1}, "
+            f"received {labels.min()} to {labels.max()}."
+        )
     right = int(np.sum(np.argmax(logits, axis=-1) == labels))
     interval = binomtest(right, len(labels)).proportion_ci(0.95, method="wilson")
     log_likelihood = log_softmax(logits.astype(np.float64), axis=-1)

@@ -1,7 +1,9 @@
 """SavedModels: a classifier to serve, and a backbone in the format of TensorFlow Hub."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -20,11 +22,11 @@ def save_classifier(
 
     Args:
         model: From images to logits `[batch, classes]`; what prepares the images is inside.
-        path: The folder to write; it must not exist. It appears whole or not at all.
+        path: The folder to write, which appears whole or not at all; one already there is
+            replaced.
         label_names: Names of the classes, in the order of the logits.
         channels: Channels of the images, 1 or 3.
     """
-    path = Path(path)
     images = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
 
     @tf.function(input_signature=[images])
@@ -38,9 +40,8 @@ def save_classifier(
     # Not model.export(): Keras 3.15 writes every weight twice, once by itself and once wrapped.
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    tf.saved_model.save(module, str(unfinished), signatures={"serving_default": serve})
-    unfinished.rename(path)
+    with _whole(path) as unfinished:
+        tf.saved_model.save(module, str(unfinished), signatures={"serving_default": serve})
 
 
 def save_keras_model(model: keras.Model, path: str | os.PathLike) -> None:
@@ -50,24 +51,39 @@ def save_keras_model(model: keras.Model, path: str | os.PathLike) -> None:
         model: Any Keras model.
         path: The file, ending in `.keras`; a file already there is replaced.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.stem}.unfinished.keras")
-    model.save(unfinished)
-    unfinished.replace(path)
+    with _whole(path) as unfinished:
+        model.save(unfinished)
 
 
-def served_probabilities(path: str | os.PathLike, data: tf.data.Dataset) -> np.ndarray:
-    """Asks a saved classifier for the probabilities of every example.
+def served_probabilities(path: str | os.PathLike, images: tf.data.Dataset) -> np.ndarray:
+    """Asks a saved classifier for the probabilities of images, loading it anew.
 
     Args:
         path: A folder that `save_classifier` wrote.
-        data: Batches `(images, labels)`.
+        images: Batches of images as they are, uint8 `[batch, height, width, channels]`.
 
     Returns:
-        Float32 `[examples, classes]`, in the order of `data`.
+        Float32 `[examples, classes]`, in the order of `images`.
     """
     serve = tf.saved_model.load(os.fspath(path)).signatures["serving_default"]
-    return np.concatenate([serve(images=images)["probabilities"].numpy() for images, _ in data])
+    return np.concatenate([serve(images=batch)["probabilities"].numpy() for batch in images])
+
+
+@contextlib.contextmanager
+def _whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a path to write to, which takes the place of `path` when all is written."""
+    path = Path(path)
+    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield unfinished
+        if path.is_dir():
+            shutil.rmtree(path)
+        unfinished.replace(path)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)
 
 
 def save_hub_module(model: keras.Model, path: str | os.PathLike) -> None:
@@ -92,15 +108,13 @@ def save_hub_module(model: keras.Model, path: str | os.PathLike) -> None:
         model: A built model with exactly one input tensor, of any shape and dtype, whose first
             axis is the batch, and with one output tensor or a dict of them. Shape and dtype of the
             input are fixed in the saved module as the model has them; `None` axes stay free.
-        path: The folder to write, created if need be. A SavedModel already there is replaced.
+        path: The folder to write, which appears whole or not at all; one already there is
+            replaced.
 
     Raises:
-        RuntimeError: If Keras does not run on TensorFlow.
         ValueError: If `model` is not built, or has more than one input.
         TypeError: If `model` returns neither a tensor nor a dict of tensors.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(f"A SavedModel needs TensorFlow, not {keras.backend.backend()!r}.")
     inputs = getattr(model, "inputs", None) or []
     if not model.built or len(inputs) != 1:
         raise ValueError(
@@ -118,7 +132,8 @@ def save_hub_module(model: keras.Model, path: str | os.PathLike) -> None:
         outputs = module(inputs, training=False)
         return outputs if isinstance(outputs, dict) else {"outputs": outputs}
 
-    tf.saved_model.save(module, os.fspath(path), signatures=serve)
+    with _whole(path) as unfinished:
+        tf.saved_model.save(module, str(unfinished), signatures=serve)
 
 
 class _HubModule(tf.Module):

@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,9 @@ from absl import flags
 from tfxfer.config import MODES, RunConfig, settings_from_file
 from tfxfer.errors import UserError
 
+_WRONG_EXPORT = 1
 _USER_MISTAKE = 2
+_INTERRUPTED = 130
 _HELP = ("help", "helpshort")
 
 
@@ -91,24 +94,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Program name and arguments; those of the process if `None`.
 
     Returns:
-        The exit code: 0, or 2 for a mistake of the user's, which is told in one line.
+        The exit code: 0; 1 if the exported model does not answer as the trained one does; 2 for a
+        mistake of the user's, which is told in one line; 130 if interrupted.
     """
     argv = list(sys.argv if argv is None else argv)
     values = define_flags()
+    named = [argument.lstrip("-").split("=")[0] for argument in argv[1:] if argument[:1] == "-"]
     try:
-        if any(argument.lstrip("-") in _HELP for argument in argv[1:] if argument[0:1] == "-"):
+        if set(_HELP) & set(named):
             print(f"{__doc__}\nFlags:{values.get_help(include_special_flags=False)}")
             return 0
-        _run(parse(argv, values))
+        return _run(parse(argv, values))
     except UserError as error:
-        if "--debug" in argv:
-            raise
+        if "debug" in named:
+            traceback.print_exc()
         print(f"tfxfer: error: {' '.join(str(error).split())}", file=sys.stderr)
         return _USER_MISTAKE
-    return 0
+    except KeyboardInterrupt:
+        print("tfxfer: interrupted; the workdir is as it was before", file=sys.stderr)
+        return _INTERRUPTED
 
 
-def _run(config: RunConfig) -> None:
+def _run(config: RunConfig) -> int:
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     from tfxfer.report import workdir
 
     path = workdir.choose_workdir(config)
@@ -120,7 +128,8 @@ def _run(config: RunConfig) -> None:
     from tfxfer.report.console import Console
 
     method = importlib.import_module(f"tfxfer.methods.{config.mode}")
-    method.run(config, path, Console())
+    result = method.run(config, path, Console())
+    return 0 if result is None or result.export.passed else _WRONG_EXPORT
 
 
 @contextlib.contextmanager

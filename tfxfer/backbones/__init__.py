@@ -1,9 +1,9 @@
 """Where pretrained networks come from: a backbone is loaded by its handle."""
 
-from tfxfer.backbones.base import Backbone, ImageContract, Stage
+from tfxfer.backbones.base import HEAD, Backbone, ImageContract, Stage
 from tfxfer.backbones.hub import HubBackbone
 
-__all__ = ["Backbone", "HubBackbone", "ImageContract", "Stage", "load_backbone"]
+__all__ = ["HEAD", "Backbone", "HubBackbone", "ImageContract", "Stage", "load_backbone"]
 
 
 def load_backbone(handle: str) -> Backbone:

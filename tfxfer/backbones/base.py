@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+HEAD = "head"
+"""The name of what stands on a backbone; no stage of a backbone has it."""
+
 
 @dataclass(frozen=True)
 class ImageContract:
@@ -61,6 +64,15 @@ class Stage:
         """All weights of the stage."""
         return self.learned + self.statistics
 
+    def train(self, on: bool) -> None:
+        """Makes the learned weights trainable, or freezes them.
+
+        Each by itself: Keras skips `layer.trainable = True` where that is `True` already, even if
+        single weights of the layer are frozen.
+        """
+        for weight in self.learned:
+            weight.trainable = on
+
 
 class Backbone(keras.layers.Layer):
     """A pretrained network from images to features, frozen until a stage is unfrozen.
@@ -70,7 +82,8 @@ class Backbone(keras.layers.Layer):
     Attributes:
         contract: What the network wants of its images.
         units: Size of the feature vector.
-        stages: Groups of weights, input side first; every weight is in exactly one.
+        stages: Groups of weights, input side first; every weight is in exactly one. A network
+            that cannot be trained has none.
         fingerprint: Hash of the graph and of the pretrained weights.
     """
 
@@ -78,6 +91,11 @@ class Backbone(keras.layers.Layer):
     units: int
     stages: tuple[Stage, ...]
     fingerprint: str
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        # XLA has no antialiased resize, and Keras would turn it on by itself on a GPU.
+        self.supports_jit = False
 
     def unfreeze(self, stages: Collection[str]) -> None:
         """Makes exactly these stages trainable and freezes the others.
@@ -94,10 +112,8 @@ class Backbone(keras.layers.Layer):
         if unknown := sorted(set(stages) - set(known)):
             raise ValueError(f"Expected stages among {known}, received {unknown}.")
         self.trainable = bool(stages)
-        # Each weight by itself: Keras skips `layer.trainable = True` where it is True already.
         for stage in self.stages:
-            for weight in stage.learned:
-                weight.trainable = stage.name in stages
+            stage.train(stage.name in stages)
 
     def freeze_below(self, stage: str) -> None:
         """Freezes every stage on the input side of `stage`, and unfreezes it and the rest.

@@ -5,7 +5,7 @@ import inspect
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import keras
 import tensorflow as tf
 from keras.src.saving.serialization_lib import in_safe_mode  # Keras shows it nowhere else.
 
-from tfxfer.backbones.base import Backbone, ImageContract, Stage
-from tfxfer.errors import UserError
+from tfxfer.backbones.base import HEAD, Backbone, ImageContract, Stage
+from tfxfer.backbones.graph import variables_by_depth
+from tfxfer.errors import UserError, first_line
 
 GLYPHS = "glyphs"
 _GLYPHS_FOLDER = Path(__file__).parent / "glyphs"
@@ -58,9 +59,10 @@ class HubBackbone(Backbone):
         folder = resolve(handle)
         self.fingerprint = _fingerprint(folder)
         module = _load(folder, handle)
-        inputs, outputs = _signature(module)
+        trace = _trace(module, handle)
+        inputs = trace.structured_input_signature[0][0]
         self.contract = _contract(inputs, handle)
-        self.units = _units(outputs, handle)
+        self.units = _units(trace.structured_outputs, handle)
         # In a plain object, which Keras does not track: the weights are the state of this layer,
         # and an exported model must not carry the functions of the SavedModel a second time.
         self._graph = _Graph(
@@ -68,22 +70,25 @@ class HubBackbone(Backbone):
             takes_training="training" in inspect.signature(module.__call__).parameters,
             strategy=tf.distribute.get_strategy(),
         )
+        variables = list({id(variable): variable for variable in module.variables}.values())
         learned = {id(variable) for variable in module.trainable_variables}
-        self.hub_weights = [_adopt(v, trainable=id(v) in learned) for v in module.variables]
-        self.stages = _stages(module.variables, self.hub_weights)
+        self.hub_weights = [_adopt(v, trainable=id(v) in learned) for v in variables]
+        order = variables_by_depth(trace, variables)
+        names = [variable.name.split(":")[0] for variable in variables]
+        self.stages = _stages([(names[i], self.hub_weights[i]) for i in order])
         self.built = True
         self.unfreeze(unfrozen)
 
     def call(self, images, training=False):
         """Computes features; see the class for shapes and for what `training` does."""
         strategy = tf.distribute.get_strategy()
-        if strategy is not self._graph.strategy:
+        if tf.distribute.has_strategy() and strategy is not self._graph.strategy:
             raise RuntimeError(
                 f"Backbone {self.name!r} was made under {type(self._graph.strategy).__name__} and "
                 f"is called under {type(strategy).__name__}. "
                 "Make it inside `with strategy.scope():`."
             )
-        whole = bool(training) and len(self.unfrozen) == len(self.stages)
+        whole = bool(training and self.stages) and len(self.unfrozen) == len(self.stages)
         extra = {"training": whole} if self._graph.takes_training else {}
         features = _features(self._graph.module(self.contract.prepare(images), **extra))
         if features.shape.rank == 4:
@@ -113,7 +118,8 @@ class HubBackbone(Backbone):
         if config["handle"] != GLYPHS and in_safe_mode() is not False:
             raise ValueError(
                 f"This model runs the SavedModel {config['handle']!r}, which may do anything that "
-                "a program may. If you trust it, load the model with `safe_mode=False`."
+                "a program may. If you trust it, load the model with `safe_mode=False`, or, to "
+                "clone one in memory, call `keras.config.enable_unsafe_deserialization()` first."
             )
         layer = cls(**config)
         if layer.fingerprint != fingerprint:
@@ -152,20 +158,20 @@ def resolve(handle: str) -> Path:
             folder = Path(_tensorflow_hub().resolve(handle))
         except Exception as error:  # Resolvers raise what their transport raises.
             raise UserError(
-                f"--backbone={handle} could not be downloaded: {type(error).__name__}: {error}",
+                f"Backbone {handle!r} could not be downloaded: {first_line(error)}",
                 "Check the handle and the network, or give the path of a downloaded folder.",
             ) from error
     else:
-        folder = Path(handle)
+        folder = Path(handle).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"--backbone must be 'glyphs', a folder in TF Hub format or a URL, "
+            f"A backbone must be 'glyphs', a folder in TF Hub format or a URL, "
             f"and {handle!r} is no folder",
             "Check the path.",
         )
     if not (folder / "saved_model.pb").is_file():
         raise UserError(
-            f"--backbone={handle} must hold a SavedModel, and has no saved_model.pb",
+            f"Backbone {handle!r} must hold a SavedModel, and has no saved_model.pb",
             "Give the folder that contains saved_model.pb and variables/.",
         )
     return folder
@@ -185,8 +191,7 @@ def _load(folder: Path, handle: str) -> Any:
         module = tf.saved_model.load(str(folder))
     except Exception as error:  # A broken file fails in whichever layer meets it first.
         raise UserError(
-            f"--backbone={handle} must hold a readable SavedModel: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            f"Backbone {handle!r} must hold a readable SavedModel: {first_line(error)}",
             "Download or export it again.",
         ) from error
     missing = [
@@ -196,24 +201,39 @@ def _load(folder: Path, handle: str) -> Any:
     ]
     if missing:
         raise UserError(
-            f"--backbone={handle} must be a TF2 reusable SavedModel, and lacks {missing}",
+            f"Backbone {handle!r} must be a TF2 reusable SavedModel, and lacks {missing}",
             "Export it with tfxfer.save_hub_module, or choose a TF2 version of the model.",
         )
     return module
 
 
-def _signature(module: Any) -> tuple[Any, Any]:
-    """Returns input and output specs of the first trace of `__call__`."""
-    trace = module.__call__.concrete_functions[0]
-    (inputs, *_), _ = trace.structured_input_signature
-    return inputs, trace.structured_outputs
+def _trace(module: Any, handle: str) -> Any:
+    """Returns the trace of `__call__` for inference, with a free batch if there is one."""
+
+    def rank(trace: Any) -> tuple[bool, bool]:
+        (inputs, *rest), options = trace.structured_input_signature
+        batch = inputs.shape[0] if inputs.shape.rank else None
+        return batch is not None, True in (*rest, options.get("training"))
+
+    traces = [
+        trace
+        for trace in getattr(module.__call__, "concrete_functions", ())
+        if trace.structured_input_signature[0]
+        and isinstance(trace.structured_input_signature[0][0], tf.TensorSpec)
+    ]
+    if not traces:
+        raise UserError(
+            f"Backbone {handle!r} must take one tensor of images, and its __call__ does not",
+            "Choose an image feature vector.",
+        )
+    return min(traces, key=rank)
 
 
 def _contract(inputs: Any, handle: str) -> ImageContract:
     shape = getattr(inputs, "shape", tf.TensorShape(None))
     if shape.rank != 4 or shape[-1] not in (1, 3) or not inputs.dtype.is_floating:
         raise UserError(
-            f"--backbone={handle} must take float images [batch, height, width, 1 or 3] "
+            f"Backbone {handle!r} must take float images [batch, height, width, 1 or 3] "
             f"in [0, 1], and takes {inputs}",
             "Choose an image feature vector.",
         )
@@ -225,7 +245,7 @@ def _units(outputs: Any, handle: str) -> int:
     shape = getattr(_features(outputs), "shape", tf.TensorShape(None))
     if shape.rank not in (2, 4) or shape[-1] is None:
         raise UserError(
-            f"--backbone={handle} must return features [batch, units] or [batch, h, w, units], "
+            f"Backbone {handle!r} must return features [batch, units] or [batch, h, w, units], "
             f"and returns {outputs}",
             "Choose a feature vector rather than a detector.",
         )
@@ -253,30 +273,37 @@ def _adopt(variable: tf.Variable, *, trainable: bool) -> keras.Variable:
         )
 
 
-def _stages(variables: list[tf.Variable], weights: list[keras.Variable]) -> tuple[Stage, ...]:
-    """Groups weights by the first part of their names, in order of appearance.
+def _stages(weights: list[tuple[str, keras.Variable]]) -> tuple[Stage, ...]:
+    """Groups weights, given with their names from the input side to the output side.
 
-    Where that gives more stages than anyone would unfreeze one by one, neighbours are joined.
+    Neighbours whose names agree in the first part that tells any apart form a group. Where that
+    gives more groups than anyone would unfreeze one by one, neighbours are joined. A weight that
+    has nothing to train with it, such as a counter, goes with the group before it.
     """
-    groups: dict[str, list[keras.Variable]] = {}
-    for variable, weight in zip(variables, weights, strict=True):
-        groups.setdefault(variable.name.split(":")[0].split("/")[0], []).append(weight)
-    # What has nothing to train, such as a counter, goes with its neighbour.
-    for name in [name for name, group in groups.items() if not any(w.trainable for w in group)]:
-        neighbours = [other for other in groups if other != name]
-        if neighbours:
-            position = list(groups).index(name)
-            groups[neighbours[max(position - 1, 0)]].extend(groups.pop(name))
-    names = list(groups)
-    count = min(len(names), _MOST_STAGES)
-    bounds = [len(names) * i // count for i in range(count + 1)]
-    stages = []
+    if not any(weight.trainable for _, weight in weights):
+        return ()
+    paths = [name.split("/") for name, _ in weights]
+    agree = (len(set(parts)) == 1 for parts in zip(*(path[:-1] for path in paths), strict=False))
+    root = len(list(takewhile(bool, agree)))
+    groups: list[tuple[str, list[keras.Variable]]] = []
+    for path, (_, weight) in zip(paths, weights, strict=True):
+        name = path[root]
+        settled = bool(groups) and any(w.trainable for w in groups[-1][1])
+        if groups and (name == groups[-1][0] or not weight.trainable or not settled):
+            groups[-1][1].append(weight)
+        else:
+            groups.append((name, [weight]))
+    count = min(len(groups), _MOST_STAGES)
+    bounds = [len(groups) * i // count for i in range(count + 1)]
+    stages: list[Stage] = []
     for low, high in pairwise(bounds):
-        joined = names[low] if high - low == 1 else f"{names[low]}..{names[high - 1]}"
-        members = [weight for name in names[low:high] for weight in groups[name]]
+        first, last = groups[low][0], groups[high - 1][0]
+        name = first if high - low == 1 else f"{first}..{last}"
+        taken = [HEAD, *(stage.name for stage in stages)]
+        members = [weight for _, group in groups[low:high] for weight in group]
         stages.append(
             Stage(
-                joined,
+                name if name not in taken else f"{name}_{len(stages)}",
                 learned=tuple(w for w in members if w.trainable),
                 statistics=tuple(w for w in members if not w.trainable),
             )

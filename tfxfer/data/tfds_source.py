@@ -3,18 +3,25 @@
 import hashlib
 import json
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import tfxfer.data.digits  # noqa: F401  (registers the embedded dataset with TFDS)
 from tfxfer.data.base import DataInfo
-from tfxfer.errors import UserError
+from tfxfer.errors import UserError, first_line
+
+_HASHED_WHOLE = 2**30  # Bytes.
+_HASHED_FIRST = 1000  # Examples a split, of what is larger.
 
 
 class TfdsSource:
     """A prepared TFDS image dataset with one label an example; a `DataSource`.
+
+    The fingerprint covers every example of a dataset of up to 1 GiB; of a larger one, the size of
+    each split and its first 1,000 examples.
 
     Args:
         builder: A builder whose data is prepared.
@@ -26,31 +33,65 @@ class TfdsSource:
     def __init__(self, builder: tfds.core.DatasetBuilder):
         self._builder = builder
         self._keys, (image, label) = _image_and_label(builder.info)
+        self._decode = image.decode_example
         self.info = DataInfo(
-            name=f"{builder.name}:{builder.version}",
+            name=builder.info.full_name,
             label_names=tuple(label.names),
             image_shape=image.shape,
             examples={name: split.num_examples for name, split in builder.info.splits.items()},
         )
-        self.fingerprint = _fingerprint(builder)
+        self.fingerprint = self._fingerprint()
 
-    def split(self, name: str) -> tf.data.Dataset:
+    def split(self, name: str, rows: np.ndarray | None = None) -> tf.data.Dataset:
         """Returns `(id, image, label)` in the order of the files."""
+        examples = self._read(name)
+        if rows is not None:
+            mask = np.zeros(self.info.examples[name], bool)
+            mask[rows] = True
+            paired = tf.data.Dataset.zip(examples, tf.data.Dataset.from_tensor_slices(mask))
+            examples = paired.filter(lambda example, keep: keep).map(lambda example, keep: example)
         image, label = self._keys
-        return self._read(name).map(
-            lambda example: (example["tfds_id"], example[image], example[label])
+        return examples.map(
+            lambda example: (example["tfds_id"], self._decode(example[image]), example[label]),
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
 
-    def labels(self, name: str) -> tf.data.Dataset:
+    def labels(self, name: str) -> np.ndarray:
         """Returns the labels alone; images are not decoded."""
-        image, label = self._keys
-        return self._read(name, {image: tfds.decode.SkipDecoding()}).map(lambda e: e[label])
+        labels = self._read(name).map(lambda example: example[self._keys[1]])
+        return np.concatenate(list(self._numpy(labels)))
 
-    def _read(self, name: str, decoders: dict | None = None) -> tf.data.Dataset:
+    def _fingerprint(self) -> str:
+        """Hashes examples rather than files: two preparations of the same data differ in bytes."""
+        splits = self._builder.info.splits
+        sizes = {name: [split.num_examples, split.num_bytes] for name, split in splits.items()}
+        described = [self.info.name, str(self._builder.info.features), sorted(sizes.items())]
+        digest = hashlib.sha256(json.dumps(described).encode())
+        count = -1 if self._builder.info.dataset_size <= _HASHED_WHOLE else _HASHED_FIRST
+        image, label = self._keys
+        for name in sorted(splits):
+            examples = self._read(name).take(count).map(lambda e: (e[image], e[label]))
+            for images, labels in self._numpy(examples):
+                digest.update(b"".join(images))
+                digest.update(labels.tobytes())
+        return digest.hexdigest()
+
+    def _numpy(self, dataset: tf.data.Dataset) -> Iterator:
+        """Gives a dataset in large batches of arrays."""
+        try:
+            yield from dataset.batch(1000).as_numpy_iterator()
+        except tf.errors.DataLossError as error:
+            raise UserError(
+                f"Dataset {self.info.name} has a damaged file: {first_line(error)}",
+                f"Delete {self._builder.data_dir} and prepare it again.",
+            ) from error
+
+    def _read(self, name: str) -> tf.data.Dataset:
+        """Reads examples with images as they are on disk, encoded."""
         return self._builder.as_dataset(
             split=name,
             shuffle_files=False,
-            decoders=decoders,
+            decoders={self._keys[0]: tfds.decode.SkipDecoding()},
             read_config=tfds.ReadConfig(add_tfds_id=True, try_autocache=False),
         )
 
@@ -70,22 +111,23 @@ def open_tfds(name: str, data_dir: str = "") -> TfdsSource:
     """
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # Unknown names, versions, configs and hosts fail each in their way.
         raise UserError(
-            f"--dataset must name a TensorFlow Datasets dataset, and {name!r} is none: "
-            f"{str(error).splitlines()[0]}",
+            f"Dataset {name!r} cannot be opened by TensorFlow Datasets: {first_line(error)}",
             "Use 'digits', or a name from https://www.tensorflow.org/datasets/catalog.",
         ) from error
+    _image_and_label(builder.info)  # Before gigabytes of another kind are downloaded.
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
         builder.download_and_prepare(file_format="tfrecord")
     except Exception as error:  # Every dataset fails in its own way: network, disk, checksums.
-        raise UserError(
-            f"--dataset={name} could not be prepared in {builder.data_dir}: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            "Check the network and the free disk, or name a prepared folder with --data_dir.",
-        ) from error
+        if not builder.is_prepared():  # Another process may have been quicker.
+            raise UserError(
+                f"Dataset {name!r} could not be prepared in {builder.data_dir}: "
+                f"{first_line(error)}",
+                "Check the network and the free disk, or name the folder where it is prepared.",
+            ) from error
     return TfdsSource(builder)
 
 
@@ -94,28 +136,15 @@ def _image_and_label(info: tfds.core.DatasetInfo):
     keys = info.supervised_keys
     if isinstance(keys, tuple) and len(keys) == 2 and all(isinstance(key, str) for key in keys):
         image, label = (info.features[key] for key in keys)
-        if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
+        if (
+            isinstance(image, tfds.features.Image)
+            and isinstance(label, tfds.features.ClassLabel)
+            and image.dtype == np.uint8
+            and image.shape[-1] in (1, 3)
+        ):
             return keys, (image, label)
     raise UserError(
-        f"--dataset={info.full_name} must hold images with one class label each, "
-        f"not {sorted(info.features or ())} with supervised keys {keys}",
+        f"Dataset {info.full_name} must hold 8-bit images of 1 or 3 channels with one class label "
+        f"each, not {sorted(info.features or ())} with supervised keys {keys}",
         "Choose an image classification dataset.",
     )
-
-
-def _fingerprint(builder: tfds.core.DatasetBuilder) -> str:
-    """Hashes what TFDS recorded of the data: name, version, features, sizes and shards."""
-    described = {
-        "name": builder.info.full_name,
-        "features": str(builder.info.features),
-        "splits": {
-            name: [split.num_bytes, list(split.shard_lengths)]
-            for name, split in sorted(builder.info.splits.items())
-        },
-        "files": sorted(
-            (path.name, path.stat().st_size)
-            for path in Path(builder.data_path).iterdir()
-            if "record" in path.name
-        ),
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

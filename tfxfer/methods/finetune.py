@@ -1,5 +1,6 @@
 """`--mode=finetune`: pretrained weights as the start, unfrozen stage by stage."""
 
+import functools
 from pathlib import Path
 
 import keras
@@ -9,7 +10,7 @@ from scipy.special import softmax
 from tfxfer import distribute, heads
 from tfxfer.backbones import load_backbone
 from tfxfer.config import RunConfig
-from tfxfer.data import batches, open_dataset, split_data
+from tfxfer.data import DataInfo, Part, batches, open_dataset, split_data
 from tfxfer.evaluate import predict, score
 from tfxfer.export import save_classifier, save_keras_model, served_probabilities
 from tfxfer.models import FineTuner
@@ -21,8 +22,10 @@ from tfxfer.timing import Stopwatch
 from tfxfer.training.callbacks import MetricsLog
 from tfxfer.training.loop import train
 
-# A served model that differs more than this from the trained one is not the same model.
+# A SavedModel may run fused kernels where the trained model did not, and round differently; more
+# than this is another model.
 _EXPORT_TOLERANCE = 1e-3
+_EXPORT_EXAMPLES = 1000
 
 
 def run(config: RunConfig, path: Path, console: Console) -> Result | None:
@@ -34,11 +37,12 @@ def run(config: RunConfig, path: Path, console: Console) -> Result | None:
         console: Where to say what happens.
 
     Returns:
-        The result, as written to `results.json`; `None` for a dry run, which writes nothing.
+        The result, as written to `results.json`; `None` for a dry run, which writes no files of
+        a run, though it prepares the dataset.
 
     Raises:
-        UserError: If dataset or backbone cannot be used; nothing is written then.
-        RuntimeError: If the exported model does not answer as the trained one does.
+        UserError: If dataset or backbone cannot be used, or training diverges. Whatever is
+            raised, the workdir is left as it was.
     """
     timed = Stopwatch()
     with timed("loading"):
@@ -51,56 +55,61 @@ def run(config: RunConfig, path: Path, console: Console) -> Result | None:
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
             model = FineTuner(backbone, heads.linear(len(source.info.label_names)))
-        plan = gradual(model.stages, config.epochs, config.learning_rate)
-        size = backbone.contract.size
-        train_data = batches(
-            splits.train, config.batch_size, image_size=size, shuffle_seed=config.seed
+        plan = gradual(model.stage_names, config.epochs, config.learning_rate)
+        batched = functools.partial(
+            batches, batch_size=config.batch_size, image_size=backbone.contract.size
         )
-        validation_data = batches(splits.validation, config.batch_size, image_size=size)
-        test_data = batches(splits.test, config.batch_size, image_size=size)
+        replicas = strategy.num_replicas_in_sync
+        train_data = batched(splits.train, shuffle_seed=config.seed, replicas=replicas)
+        validation_data = batched(splits.validation, replicas=replicas)
     device = distribute.describe(strategy)
     console.start(config, source.info, splits, backbone, plan, device)
     console.plan(plan, model)
     if config.dry_run:
         return None
 
-    workdir.start_run(path, config)
-    with timed("training"), strategy.scope():
-        phases = train(
-            model,
-            plan,
-            train_data,
-            validation_data,
-            on_phase=console.phase,
-            callbacks=lambda phase: [MetricsLog(path / workdir.METRICS, phase)],
-            verbose=console.verbose,
+    with workdir.run_in(path, config):
+        with timed("training"), strategy.scope():
+            phases = train(
+                model,
+                plan,
+                train_data,
+                validation_data,
+                on_phase=console.phase,
+                callbacks=lambda phase: [MetricsLog(path / workdir.METRICS, phase)],
+                verbose=console.verbose,
+            )
+        with timed("evaluation"):
+            validation = score(*predict(model, batched(splits.validation)))
+            logits, labels = predict(model, batched(splits.test))
+            test = score(logits, labels)
+        with timed("export"):
+            served = path / workdir.SAVED_MODEL / "1"
+            save_classifier(model, served, source.info.label_names, source.info.image_shape[-1])
+            save_keras_model(model, path / workdir.KERAS_MODEL)
+            check = _check_export(served, splits.test, source.info, logits)
+        result = Result(
+            metrics={"validation": validation, "test": test},
+            phases=phases,
+            export=check,
+            parameters={
+                "total": model.count_params(),
+                "backbone": backbone.count_params(),
+                "head": model.head.count_params(),
+            },
+            timings=timed.seconds,
+            fingerprints={"data": source.fingerprint, "backbone": backbone.fingerprint},
         )
-    with timed("evaluation"):
-        validation = score(*predict(model, validation_data))
-        test_logits, test_labels = predict(model, test_data)
-        test = score(test_logits, test_labels)
-    with timed("export"):
-        served = path / workdir.SAVED_MODEL / "1"
-        save_classifier(model, served, source.info.label_names, source.info.image_shape[-1])
-        save_keras_model(model, path / workdir.KERAS_MODEL)
-        difference = np.abs(served_probabilities(served, test_data) - softmax(test_logits, axis=-1))
-    result = Result(
-        metrics={"validation": validation, "test": test},
-        phases=phases,
-        export=ExportCheck(float(difference.max()), test.examples),
-        parameters={
-            "total": model.count_params(),
-            "backbone": backbone.count_params(),
-            "head": model.head.count_params(),
-        },
-        timings=timed.seconds,
-        fingerprints={"data": source.fingerprint, "backbone": backbone.fingerprint},
-    )
-    workdir.write_json(path / workdir.RESULTS, result.to_dict())
+        workdir.write_json(path / workdir.RESULTS, result.to_dict())
     console.close(result, path)
-    if result.export.max_difference > _EXPORT_TOLERANCE:
-        raise RuntimeError(
-            f"The exported model differs from the trained one by {result.export.max_difference} "
-            f"in a probability, expected at most {_EXPORT_TOLERANCE}: do not serve {served}."
-        )
     return result
+
+
+def _check_export(served: Path, test: Part, info: DataInfo, logits: np.ndarray) -> ExportCheck:
+    """Gives the exported model test images as they are, and compares with the trained model."""
+    examples = min(test.examples, _EXPORT_EXAMPLES)
+    images = test.dataset.take(examples).map(lambda example_id, image, label: image)
+    images = images.batch(1 if None in info.image_shape else 32)
+    expected = softmax(logits[:examples].astype(np.float64), axis=-1)
+    difference = np.abs(served_probabilities(served, images) - expected).max()
+    return ExportCheck(float(difference), _EXPORT_TOLERANCE, examples)

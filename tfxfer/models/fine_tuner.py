@@ -5,9 +5,7 @@ from typing import Any
 
 import keras
 
-from tfxfer.backbones import Backbone
-
-HEAD = "head"
+from tfxfer.backbones import HEAD, Backbone, Stage
 
 
 @keras.saving.register_keras_serializable(package="tfxfer")
@@ -40,33 +38,37 @@ class FineTuner(keras.Model):
         self.head = head
         if not head.built:
             head.build((None, backbone.units))
+        head.trainable = True
+        self._head_stage = Stage(
+            HEAD, tuple(head.trainable_weights), tuple(head.non_trainable_weights)
+        )
         self.built = True
 
     @property
-    def stages(self) -> tuple[str, ...]:
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the backbone, input side first, and then the head's, `head`."""
+        return (*self.backbone.stages, self._head_stage)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
         """Names of the stages, input side first; the last is `head`."""
-        return (*(stage.name for stage in self.backbone.stages), HEAD)
+        return tuple(stage.name for stage in self.stages)
 
     def unfreeze(self, stages: Collection[str]) -> None:
         """Makes exactly these stages trainable and freezes the others; then compile again.
 
         Args:
-            stages: Names among `stages`.
+            stages: Names among `stage_names`.
 
         Raises:
             ValueError: If there is no stage of such a name.
         """
-        if unknown := sorted(set(stages) - set(self.stages)):
-            raise ValueError(f"Expected stages among {list(self.stages)}, received {unknown}.")
+        if unknown := sorted(set(stages) - set(self.stage_names)):
+            raise ValueError(f"Expected stages among {list(self.stage_names)}, received {unknown}.")
         self.trainable = True
         self.head.trainable = HEAD in stages
+        self._head_stage.train(HEAD in stages)
         self.backbone.unfreeze([name for name in stages if name != HEAD])
-
-    def stage_weights(self, stage: str) -> list[keras.Variable]:
-        """Returns the weights of a stage, those that no gradient reaches among them."""
-        if stage == HEAD:
-            return list(self.head.weights)
-        return list(next(s.weights for s in self.backbone.stages if s.name == stage))
 
     def call(self, inputs, training=False):
         """Computes the head's output; see the class for shapes."""

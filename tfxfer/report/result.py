@@ -10,15 +10,22 @@ from tfxfer.training.loop import PhaseResult
 
 @dataclasses.dataclass(frozen=True)
 class ExportCheck:
-    """How the exported model answered after it was loaded again.
+    """How the exported model answered after it was loaded again, on images as they are.
 
     Attributes:
         max_difference: Largest difference of a probability from the trained model's.
+        tolerance: The largest that passes.
         examples: Test examples that was measured on.
     """
 
     max_difference: float
+    tolerance: float
     examples: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the exported model is the trained one."""
+        return self.max_difference <= self.tolerance
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfxfer.errors import UserError
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, check_plan
 
@@ -65,11 +66,12 @@ def train(
 
     Raises:
         ValueError: If the plan does not fit the model's stages.
+        UserError: If training diverges.
         RuntimeError: If a phase moved a frozen weight, or left a stage that it trains unmoved.
     """
-    check_plan(plan, model.stages)
+    check_plan(plan, model.stage_names)
     optimizer = keras.optimizers.Adam(plan[0].learning_rate)
-    model.unfreeze(model.stages)
+    model.unfreeze(model.stage_names)
     optimizer.build(model.trainable_variables)
     results = []
     for phase in plan:
@@ -93,9 +95,16 @@ def train(
                 keras.callbacks.EarlyStopping(
                     "val_loss", patience=patience, restore_best_weights=True
                 ),
+                keras.callbacks.TerminateOnNaN(),
                 *callbacks(phase),
             ],
         ).history
+        if not np.isfinite([*history["loss"], *history["val_loss"]]).all():
+            raise UserError(
+                f"Phase {phase.name!r} must have a finite loss, and it is "
+                f"{history['loss'][-1]} in epoch {len(history['loss'])}",
+                f"Choose a learning rate below {phase.learning_rate:g}.",
+            )
         _check_moved(phase, model, before)
         best = int(np.argmin(history["val_loss"]))
         results.append(
@@ -114,9 +123,9 @@ def train(
 def _digests(model: FineTuner) -> dict[str, list[bytes]]:
     """Hashes each weight, by stage: what a phase moved shows without a copy of the model."""
     return {
-        stage: [
+        stage.name: [
             hashlib.blake2b(np.asarray(weight.numpy()).tobytes(), digest_size=16).digest()
-            for weight in model.stage_weights(stage)
+            for weight in stage.weights
         ]
         for stage in model.stages
     }
@@ -126,18 +135,14 @@ def _check_moved(phase: Phase, model: FineTuner, before: dict[str, list[bytes]])
     """Compares weights with what the phase declared to train, bit by bit."""
     after = _digests(model)
     for stage in model.stages:
-        moved = [
-            weight
-            for weight, old, new in zip(
-                model.stage_weights(stage), before[stage], after[stage], strict=True
-            )
-            if old != new
-        ]
-        if stage not in phase.stages and moved:
+        pairs = zip(stage.weights, before[stage.name], after[stage.name], strict=True)
+        moved = [weight for weight, old, new in pairs if old != new]
+        if stage.name not in phase.stages and moved:
             raise RuntimeError(
-                f"Phase {phase.name!r} freezes stage {stage!r}, and {moved[0].path} moved."
+                f"Phase {phase.name!r} freezes stage {stage.name!r}, and {moved[0].path} moved."
             )
-        if stage in phase.stages and not any(weight.trainable for weight in moved):
+        if stage.name in phase.stages and not any(weight.trainable for weight in moved):
             raise RuntimeError(
-                f"Phase {phase.name!r} trains stage {stage!r}, and none of its weights moved."
+                f"Phase {phase.name!r} trains stage {stage.name!r} at rate "
+                f"{phase.learning_rate:g}, and none of its weights moved."
             )
