@@ -139,7 +139,7 @@ def _image_and_label(info: tfds.core.DatasetInfo):
         if (
             isinstance(image, tfds.features.Image)
             and isinstance(label, tfds.features.ClassLabel)
-            and image.dtype == np.uint8
+            and image.np_dtype == np.uint8
             and image.shape[-1] in (1, 3)
         ):
             return keys, (image, label)
