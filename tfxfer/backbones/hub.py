@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import re
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tfxfer.errors import UserError, first_line
 GLYPHS = "glyphs"
 _GLYPHS_FOLDER = Path(__file__).parent / "glyphs"
 _MOST_STAGES = 8
+_BLOCK = re.compile(r".*?(block|stage|layer|conv)_?\d+[a-z]?(?=_|$)", re.IGNORECASE)
 
 
 @keras.saving.register_keras_serializable(package="tfxfer")
@@ -276,9 +278,11 @@ def _adopt(variable: tf.Variable, *, trainable: bool) -> keras.Variable:
 def _stages(weights: list[tuple[str, keras.Variable]]) -> tuple[Stage, ...]:
     """Groups weights, given with their names from the input side to the output side.
 
-    Neighbours whose names agree in the first part that tells any apart form a group. Where that
-    gives more groups than anyone would unfreeze one by one, neighbours are joined. A weight that
-    has nothing to train with it, such as a counter, goes with the group before it.
+    Neighbours of the same block form a group: the first part of their names that tells any apart
+    agrees, up to the number of a block, so that `conv2_block1_1_conv` and `conv2_block2_0_bn` are
+    both `conv2`. Where that gives more groups than anyone would unfreeze one by one, neighbours
+    are joined. A weight that has nothing to train with it, such as a counter, goes with the group
+    before it.
     """
     if not any(weight.trainable for _, weight in weights):
         return ()
@@ -287,7 +291,8 @@ def _stages(weights: list[tuple[str, keras.Variable]]) -> tuple[Stage, ...]:
     root = len(list(takewhile(bool, agree)))
     groups: list[tuple[str, list[keras.Variable]]] = []
     for path, (_, weight) in zip(paths, weights, strict=True):
-        name = path[root]
+        block = _BLOCK.match(path[root])
+        name = block[0] if block else path[root]
         settled = bool(groups) and any(w.trainable for w in groups[-1][1])
         if groups and (name == groups[-1][0] or not weight.trainable or not settled):
             groups[-1][1].append(weight)
