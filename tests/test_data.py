@@ -232,6 +232,33 @@ def test_dataset_of_another_kind_is_refused(data_dir, tmp_path):
         open_dataset("pairs", str(tmp_path))
 
 
+def test_own_images_in_tfds_format_are_read(tmp_path):
+    def examples(count):
+        return [
+            (row, {"photo": np.full((5 + row, 9, 3), row, np.uint8), "kind": row % 2})
+            for row in range(count)
+        ]
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="my_pets",
+        version="1.0.0",
+        data_dir=tmp_path,
+        features=tfds.features.FeaturesDict(
+            {
+                "photo": tfds.features.Image(shape=(None, None, 3)),
+                "kind": tfds.features.ClassLabel(names=["cat", "dog"]),
+            }
+        ),
+        split_datasets={"train": examples(8), "test": examples(4)},
+    )
+    source = open_dataset("my_pets", str(tmp_path))
+    assert source.info == DataInfo(
+        "my_pets/1.0.0", ("cat", "dog"), (None, None, 3), {"train": 8, "test": 4}
+    )
+    found = {(image.shape, label) for _, image, label in rows(source.split("test"))}
+    assert found == {((5 + row, 9, 3), row % 2) for row in range(4)}
+
+
 def fake_digits(monkeypatch, change) -> None:
     images, labels = load_digits(return_X_y=True)
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda **_: change(images, labels))

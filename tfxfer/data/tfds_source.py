@@ -132,10 +132,18 @@ def open_tfds(name: str, data_dir: str = "") -> TfdsSource:
 
 
 def _image_and_label(info: tfds.core.DatasetInfo):
-    """Returns the keys and the features of the image and of its label."""
+    """Returns the keys and the features of the image and of its label.
+
+    The supervised keys if the dataset names them, else the only image and the only class label.
+    """
+    features = info.features or {}
     keys = info.supervised_keys
-    if isinstance(keys, tuple) and len(keys) == 2 and all(isinstance(key, str) for key in keys):
-        image, label = (info.features[key] for key in keys)
+    if keys is None:
+        images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+        labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
+        keys = (*images, *labels) if len(images) == len(labels) == 1 else ()
+    if len(keys) == 2 and all(isinstance(key, str) for key in keys):
+        image, label = (features[key] for key in keys)
         if (
             isinstance(image, tfds.features.Image)
             and isinstance(label, tfds.features.ClassLabel)
@@ -145,6 +153,6 @@ def _image_and_label(info: tfds.core.DatasetInfo):
             return keys, (image, label)
     raise UserError(
         f"Dataset {info.full_name} must hold 8-bit images of 1 or 3 channels with one class label "
-        f"each, not {sorted(info.features or ())} with supervised keys {keys}",
+        f"each, not {sorted(features)} with supervised keys {info.supervised_keys}",
         "Choose an image classification dataset.",
     )
