@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from tfxfer.models import FineTuner
+from tfxfer.errors import UserError
+from tfxfer.models import FineTuner, load_model
 
 
 def compiled(model: FineTuner) -> FineTuner:
@@ -68,6 +69,12 @@ def test_unfreeze_undoes_what_was_frozen_by_hand(backbone):
     head.layers[0].trainable = False
     model.unfreeze(["head"])
     assert len(model.trainable_weights) == 4
+
+
+def test_load_model_wants_a_keras_file(tmp_path):
+    for path in (tmp_path, tmp_path / "none.keras", tmp_path / "model.h5"):
+        with pytest.raises(UserError, match=r"\.keras file"):
+            load_model(path)
 
 
 def test_weights_file_round_trip(hub_folder, images, labels, tmp_path):

@@ -56,6 +56,12 @@ def test_images_of_any_size_and_channels_are_taken(backbone):
         assert backbone(rng.integers(0, 256, shape, dtype=np.uint8)).shape == (shape[0], 8)
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (16, 16, 3), (2, 16, 16, 2), (2, 16, 16, 4)])
+def test_images_of_another_rank_or_channels_are_refused(backbone, shape):
+    with pytest.raises(ValueError, match=r"Expected images \[batch, height, width, 1 or 3\]"):
+        backbone(np.zeros(shape, np.uint8))
+
+
 def test_colour_becomes_grey_for_a_grey_network(tmp_path):
     save_hub_module(small_network(channels=1), tmp_path / "grey")
     grey = HubBackbone(str(tmp_path / "grey"))
@@ -105,6 +111,8 @@ def test_unfreezing_again_and_again_is_exact(backbone):
     assert backbone.unfrozen == ("block1", "block2")
     backbone.freeze_below("block2")
     assert backbone.unfrozen == ("block2",)
+    backbone.unfreeze("block1")
+    assert backbone.unfrozen == ("block1",)
     backbone.trainable = False
     assert backbone.unfrozen == ()
 

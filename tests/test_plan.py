@@ -10,8 +10,8 @@ STAGES = ("stem", "block1", "head")
 def test_gradual_unfreezes_from_the_head_down():
     assert gradual(STAGES, epochs=4, learning_rate=0.3) == (
         Phase("head", ("head",), 4, 0.3),
-        Phase("+block1", ("block1", "head"), 4, 0.3 / 3),
-        Phase("+stem", ("stem", "block1", "head"), 4, 0.3 / 3),
+        Phase("+block1", ("block1", "head"), 4, 0.3 / 10),
+        Phase("+stem", ("stem", "block1", "head"), 4, 0.3 / 10),
     )
 
 

@@ -3,14 +3,18 @@
 import json
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.conftest import moved, values
+from tests.test_hub_backbone import Module, saved
+from tfxfer.backbones import HubBackbone
 from tfxfer.errors import UserError
+from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, gradual
 from tfxfer.training.callbacks import MetricsLog
-from tfxfer.training.loop import train
+from tfxfer.training.loop import _worse, train
 
 
 @pytest.fixture
@@ -77,15 +81,49 @@ def test_the_best_epoch_is_kept(model, data, images, labels):
     assert accuracy == pytest.approx(result.val_accuracy)
 
 
+def test_a_phase_that_makes_validation_worse_is_undone(model, data):
+    names = model.stage_names
+    good, spoil = Phase("good", names, 4, 1e-2), Phase("spoil", names, 1, 10.0)
+    kept, undone = train(model, [good, spoil], data, data)
+    assert kept.kept
+    assert not undone.kept
+    assert undone.val_loss > kept.val_loss
+    loss, accuracy = model.evaluate(data, verbose=0)
+    assert loss == pytest.approx(kept.val_loss, rel=1e-5)
+    assert accuracy == pytest.approx(kept.val_accuracy)
+
+
+def test_worse_means_more_than_chance():
+    rng = np.random.default_rng(0)
+    before = rng.exponential(size=100)
+    noise = rng.normal(size=100)
+    noise -= noise.mean()
+    assert not _worse(before + noise + 0.05, before)
+    assert _worse(before + noise + 0.15, before)
+    assert not _worse(before - 0.1, before)
+    assert not _worse(before, before)
+
+
 def test_a_phase_stops_when_validation_no_longer_improves(model, data):
     worse = data.map(lambda images, labels: (images, (labels + 1) % 3))
     (result,) = train(model, [Phase("all", model.stage_names, 50, 0.1)], data, worse, patience=2)
     assert result.epochs == result.best_epoch + 2 < 50
 
 
-def test_a_stage_that_should_move_and_does_not_is_an_error(model, data):
-    with pytest.raises(RuntimeError, match="trains stage 'block1' at rate 1e-50, and none"):
+def test_a_phase_that_moves_nothing_is_an_error(model, data):
+    with pytest.raises(UserError, match="rate 1e-50, and no weight moved"):
         train(model, [Phase("all", model.stage_names, 1, 1e-50)], data, data)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_stage_without_gradients_is_told(data, tmp_path):
+    class Cut(keras.layers.Dense):
+        def call(self, inputs, training=None):
+            return super().call(tf.stop_gradient(inputs))
+
+    model = FineTuner(HubBackbone(saved(Module(["a/w", "b/w"]), tmp_path / "hub")), Cut(3))
+    (result,) = train(model, [Phase("all", model.stage_names, 1, 1e-3)], data, data)
+    assert result.unmoved == ("a", "b")
 
 
 def test_a_frozen_stage_that_moves_is_an_error(model, data):

@@ -44,10 +44,10 @@ class RunConfig:
     epochs: int = _setting(8, "Most epochs in each phase of the plan; at least 1.")
     learning_rate: float = _setting(
         3e-3,
-        "Adam's rate for the head alone; a third of it once the backbone trains too. Above 0.",
+        "Adam's rate for the head alone; a tenth of it once the backbone trains too. Above 0.",
     )
     overwrite: bool = _setting(False, "Replace the run in --workdir.")
-    dry_run: bool = _setting(False, "Print the plan and stop.")
+    dry_run: bool = _setting(False, "Prepare the dataset, print the plan and stop.")
     debug: bool = _setting(
         False, "Show the traceback of a mistake, and TensorFlow's notes as it starts."
     )

@@ -12,7 +12,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, problem: str, fix: str):
-        super().__init__(f"{problem.rstrip('.')}. {fix}")
+        super().__init__(f"{problem.rstrip(' .?')}. {fix}")
 
 
 def first_line(error: BaseException) -> str:

@@ -43,6 +43,16 @@ def predict(model: keras.Model, data: tf.data.Dataset) -> tuple[np.ndarray, np.n
     return np.concatenate(logits), np.concatenate(labels)
 
 
+def example_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the negative log-likelihood of each label, float64 `[examples]`, in nats.
+
+    Args:
+        logits: Float `[examples, classes]`.
+        labels: Int `[examples]`, from 0 to `classes - 1`.
+    """
+    return -log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
+
+
 def score(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
     """Scores logits against labels.
 
@@ -68,10 +78,9 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
         )
     right = int(np.sum(np.argmax(logits, axis=-1) == labels))
     interval = binomtest(right, len(labels)).proportion_ci(0.95, method="wilson")
-    log_likelihood = log_softmax(logits.astype(np.float64), axis=-1)
     return Evaluation(
         accuracy=right / len(labels),
         accuracy_interval=(float(interval.low), float(interval.high)),
-        loss=float(-np.mean(log_likelihood[np.arange(len(labels)), labels])),
+        loss=float(np.mean(example_losses(logits, labels))),
         examples=len(labels),
     )

@@ -105,9 +105,11 @@ def save_hub_module(model: keras.Model, path: str | os.PathLike) -> None:
     in `model` now, so unfreeze the layers that may be fine-tuned later.
 
     Args:
-        model: A built model with exactly one input tensor, of any shape and dtype, whose first
-            axis is the batch, and with one output tensor or a dict of them. Shape and dtype of the
-            input are fixed in the saved module as the model has them; `None` axes stay free.
+        model: A built functional or Sequential model with exactly one input tensor, of any shape
+            and dtype, whose first axis is the batch, and with one output tensor or a dict of them.
+            Shape and dtype of the input are fixed in the saved module as the model has them;
+            `None` axes stay free. To be a backbone for images, it must take values in [0, 1]: put
+            a `Rescaling` layer in front if it wants others.
         path: The folder to write, which appears whole or not at all; one already there is
             replaced.
 
@@ -118,7 +120,8 @@ def save_hub_module(model: keras.Model, path: str | os.PathLike) -> None:
     inputs = getattr(model, "inputs", None) or []
     if not model.built or len(inputs) != 1:
         raise ValueError(
-            f"Model {model.name!r} must be built and have one input tensor, not {len(inputs)}."
+            f"Model {model.name!r} must be a built functional or Sequential model with one input "
+            f"tensor, and has {len(inputs)}."
         )
     spec = tf.TensorSpec(inputs[0].shape, inputs[0].dtype, name="inputs")
     module = _HubModule(model)

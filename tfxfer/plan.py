@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Once pretrained weights move, everything learns this much slower than the head did alone.
-_SLOWER = 3
+# Once pretrained weights move, everything learns this much slower than the head did alone, as in
+# fastai's `slice(rate)`.
+_SLOWER = 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def gradual(stages: Sequence[str], epochs: int, learning_rate: float) -> tuple[P
     Args:
         stages: Names of all stages, input side first, the head last.
         epochs: Most epochs in each phase.
-        learning_rate: Rate of the head's phase, above 0; the phases after it take a third.
+        learning_rate: Rate of the head's phase, above 0; the phases after it take a tenth.
 
     Returns:
         One phase a stage; the last trains everything.

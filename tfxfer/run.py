@@ -53,7 +53,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "config",
         "",
-        "JSON file of settings, such as the config.json of an earlier run; flags go before it.",
+        "JSON file of settings, such as the config.json of an earlier run; flags override it.",
         flag_values=values,
     )
     for name in _HELP:

@@ -32,7 +32,14 @@ class ImageContract:
 
         Returns:
             Float32 `[batch, height, width, channels]` in the value range.
+
+        Raises:
+            ValueError: If `images` has another rank or another number of channels.
         """
+        if len(images.shape) != 4 or images.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"Expected images [batch, height, width, 1 or 3], received {images.shape}."
+            )
         images = tf.cast(images, tf.float32)
         if self.size is not None and tuple(images.shape[1:3]) != self.size:
             images = tf.image.resize(images, self.size, antialias=True)
@@ -97,17 +104,18 @@ class Backbone(keras.layers.Layer):
         # XLA has no antialiased resize, and Keras would turn it on by itself on a GPU.
         self.supports_jit = False
 
-    def unfreeze(self, stages: Collection[str]) -> None:
+    def unfreeze(self, stages: str | Collection[str]) -> None:
         """Makes exactly these stages trainable and freezes the others.
 
         As everywhere in Keras, a model that is compiled already must be compiled again.
 
         Args:
-            stages: Names of stages; none freezes the whole backbone.
+            stages: One name or several; none freezes the whole backbone.
 
         Raises:
             ValueError: If there is no stage of such a name.
         """
+        stages = [stages] if isinstance(stages, str) else stages
         known = [stage.name for stage in self.stages]
         if unknown := sorted(set(stages) - set(known)):
             raise ValueError(f"Expected stages among {known}, received {unknown}.")

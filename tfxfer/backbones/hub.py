@@ -70,6 +70,7 @@ class HubBackbone(Backbone):
         self._graph = _Graph(
             module,
             takes_training="training" in inspect.signature(module.__call__).parameters,
+            has_training=any(_is_for_training(t) for t in module.__call__.concrete_functions),
             strategy=tf.distribute.get_strategy(),
         )
         variables = list({id(variable): variable for variable in module.variables}.values())
@@ -90,8 +91,9 @@ class HubBackbone(Backbone):
                 f"is called under {type(strategy).__name__}. "
                 "Make it inside `with strategy.scope():`."
             )
-        whole = bool(training and self.stages) and len(self.unfrozen) == len(self.stages)
-        extra = {"training": whole} if self._graph.takes_training else {}
+        whole = bool(self.stages) and len(self.unfrozen) == len(self.stages)
+        as_in_training = bool(training) and whole and self._graph.has_training
+        extra = {"training": as_in_training} if self._graph.takes_training else {}
         features = _features(self._graph.module(self.contract.prepare(images), **extra))
         if features.shape.rank == 4:
             features = tf.reduce_mean(features, axis=(1, 2))
@@ -134,10 +136,18 @@ class HubBackbone(Backbone):
 
 @dataclass(frozen=True)
 class _Graph:
-    """A loaded SavedModel, whether it knows `training`, and the strategy it was loaded under."""
+    """A loaded SavedModel, and how it may be called.
+
+    Attributes:
+        module: What was loaded.
+        takes_training: Whether it takes `training` at all.
+        has_training: Whether it was saved for `training=True` too.
+        strategy: The strategy that it was loaded under.
+    """
 
     module: Any
     takes_training: bool
+    has_training: bool
     strategy: tf.distribute.Strategy
 
 
@@ -209,13 +219,18 @@ def _load(folder: Path, handle: str) -> Any:
     return module
 
 
+def _is_for_training(trace: Any) -> bool:
+    positional, named = trace.structured_input_signature
+    return any(value is True for value in (*positional[1:], named.get("training")))
+
+
 def _trace(module: Any, handle: str) -> Any:
     """Returns the trace of `__call__` for inference, with a free batch if there is one."""
 
     def rank(trace: Any) -> tuple[bool, bool]:
-        (inputs, *rest), options = trace.structured_input_signature
+        inputs = trace.structured_input_signature[0][0]
         batch = inputs.shape[0] if inputs.shape.rank else None
-        return batch is not None, True in (*rest, options.get("training"))
+        return batch is not None, _is_for_training(trace)
 
     traces = [
         trace

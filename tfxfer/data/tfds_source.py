@@ -1,6 +1,8 @@
 """Datasets from TensorFlow Datasets, by name."""
 
+import contextlib
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -9,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-import tfxfer.data.digits  # noqa: F401  (registers the embedded dataset with TFDS)
 from tfxfer.data.base import DataInfo
+from tfxfer.data.digits import Digits
 from tfxfer.errors import UserError, first_line
 
 _HASHED_WHOLE = 2**30  # Bytes.
@@ -114,13 +116,16 @@ def open_tfds(name: str, data_dir: str = "") -> TfdsSource:
     except Exception as error:  # Unknown names, versions, configs and hosts fail each in their way.
         raise UserError(
             f"Dataset {name!r} cannot be opened by TensorFlow Datasets: {first_line(error)}",
-            "Use 'digits', or a name from https://www.tensorflow.org/datasets/catalog.",
+            "Use 'digits', a name from https://www.tensorflow.org/datasets/catalog, or a name with "
+            f"the folder it is prepared in as data_dir, which is {data_dir or 'empty'!r} now.",
         ) from error
     _image_and_label(builder.info)  # Before gigabytes of another kind are downloaded.
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    embedded = isinstance(builder, Digits)  # Nothing of it is downloaded; say nothing of that.
     try:
-        builder.download_and_prepare(file_format="tfrecord")
+        with contextlib.redirect_stdout(io.StringIO()) if embedded else contextlib.nullcontext():
+            builder.download_and_prepare(file_format="tfrecord")
     except Exception as error:  # Every dataset fails in its own way: network, disk, checksums.
         if not builder.is_prepared():  # Another process may have been quicker.
             raise UserError(

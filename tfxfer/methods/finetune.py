@@ -69,7 +69,7 @@ def run(config: RunConfig, path: Path, console: Console) -> Result | None:
         return None
 
     with workdir.run_in(path, config):
-        with timed("training"), strategy.scope():
+        with timed("training"):
             phases = train(
                 model,
                 plan,
@@ -89,6 +89,7 @@ def run(config: RunConfig, path: Path, console: Console) -> Result | None:
             save_keras_model(model, path / workdir.KERAS_MODEL)
             check = _check_export(served, splits.test, source.info, logits)
         result = Result(
+            label_names=source.info.label_names,
             metrics={"validation": validation, "test": test},
             phases=phases,
             export=check,

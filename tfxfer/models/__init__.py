@@ -1,10 +1,12 @@
 """The Keras models: each works by itself with `compile`, `fit`, `evaluate` and `save`."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from tfxfer.errors import UserError
 from tfxfer.models.fine_tuner import FineTuner
 
 __all__ = ["FineTuner", "load_model"]
@@ -22,7 +24,13 @@ def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
         The model, compiled if it was.
 
     Raises:
+        UserError: If `path` is not a `.keras` file.
         ValueError: If the file cannot be read, or needs `safe_mode=False`, or its SavedModel has
             changed since.
     """
+    if Path(path).suffix != ".keras" or not Path(path).is_file():
+        raise UserError(
+            f"load_model must be given a .keras file, and {str(path)!r} is none",
+            "A run writes its model to model.keras in its workdir.",
+        )
     return keras.models.load_model(path, **kwargs)

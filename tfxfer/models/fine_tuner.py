@@ -54,15 +54,16 @@ class FineTuner(keras.Model):
         """Names of the stages, input side first; the last is `head`."""
         return tuple(stage.name for stage in self.stages)
 
-    def unfreeze(self, stages: Collection[str]) -> None:
+    def unfreeze(self, stages: str | Collection[str]) -> None:
         """Makes exactly these stages trainable and freezes the others; then compile again.
 
         Args:
-            stages: Names among `stage_names`.
+            stages: One name or several of `stage_names`.
 
         Raises:
             ValueError: If there is no stage of such a name.
         """
+        stages = [stages] if isinstance(stages, str) else stages
         if unknown := sorted(set(stages) - set(self.stage_names)):
             raise ValueError(f"Expected stages among {list(self.stage_names)}, received {unknown}.")
         self.trainable = True

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console as RichConsole
-from rich.table import Table
+from rich.table import Column, Table
 
 from tfxfer.backbones import Backbone
 from tfxfer.config import RunConfig
@@ -48,7 +48,8 @@ class Console:
         self._print(
             f"backbone  {config.backbone}, {backbone.count_params():,} parameters, "
             f"{len(backbone.stages)} stages, images of "
-            f"{f'{size[0]}x{size[1]}' if size else 'any size'}x{backbone.contract.channels}"
+            f"{f'{size[0]}x{size[1]} pixels' if size else 'any size'}, "
+            f"{backbone.contract.channels} channels"
         )
         self._print(
             f"plan      gradual unfreezing, {len(plan)} phases of at most "
@@ -58,7 +59,7 @@ class Console:
 
     def plan(self, plan: Sequence[Phase], model: FineTuner) -> None:
         """Prints the phases as a table."""
-        table = Table("phase", "trains")
+        table = Table(Column("phase", overflow="fold"), Column("trains", overflow="fold"))
         for column in ("parameters", "share", "epochs", "rate"):
             table.add_column(column, justify="right")
         learned = {
@@ -69,7 +70,7 @@ class Console:
             trained = sum(learned[name] for name in phase.stages)
             table.add_row(
                 phase.name,
-                " ".join(phase.stages),
+                _span(phase.stages, model.stage_names),
                 f"{trained:,}",
                 f"{trained / model.count_params():.1%}",
                 f"<= {phase.epochs}",
@@ -83,8 +84,8 @@ class Console:
 
     def close(self, result: Result, path: Path) -> None:
         """Prints what came of it and where everything was written."""
-        table = Table("phase")
-        for column in ("epochs", "best", "val loss", "val accuracy", "seconds"):
+        table = Table(Column("phase", overflow="fold"))
+        for column in ("epochs", "best", "val loss", "val accuracy", "kept", "seconds"):
             table.add_column(column, justify="right")
         for phase in result.phases:
             table.add_row(
@@ -93,9 +94,16 @@ class Console:
                 str(phase.best_epoch),
                 f"{phase.val_loss:.4f}",
                 f"{phase.val_accuracy:.4f}",
+                "yes" if phase.kept else "undone",
                 f"{phase.seconds:.1f}",
             )
         self._rich.print(table)
+        for phase in result.phases:
+            if phase.unmoved:
+                self._print(
+                    f"phase {phase.name}: {', '.join(phase.unmoved)} did not move: no gradient "
+                    "reaches there; is the backbone trained?"
+                )
         test = result.metrics["test"]
         low, high = test.accuracy_interval
         self._print(
@@ -120,3 +128,10 @@ class Console:
 
     def _print(self, line: str) -> None:
         self._rich.print(line, markup=False)
+
+
+def _span(stages: Sequence[str], names: Sequence[str]) -> str:
+    """Names stages as `block4 to head` if they are neighbours, else one by one."""
+    start = names.index(stages[0])
+    neighbours = tuple(names[start : start + len(stages)]) == tuple(stages)
+    return f"{stages[0]} to {stages[-1]}" if len(stages) > 1 and neighbours else " ".join(stages)

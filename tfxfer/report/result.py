@@ -33,6 +33,7 @@ class Result:
     """What a run found out.
 
     Attributes:
+        label_names: Names of the classes, in the order of the logits.
         metrics: Evaluations by part of the data; the same for the same seed, data and machine.
         phases: What each phase of training did.
         export: How the exported model compares with the trained one.
@@ -41,6 +42,7 @@ class Result:
         fingerprints: Hashes of the data and of the backbone.
     """
 
+    label_names: tuple[str, ...]
     metrics: Mapping[str, Evaluation]
     phases: tuple[PhaseResult, ...]
     export: ExportCheck

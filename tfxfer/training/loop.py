@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.errors import UserError
+from tfxfer.evaluate import example_losses, predict
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, check_plan
 
@@ -24,6 +25,8 @@ class PhaseResult:
         best_epoch: The epoch, from 1, whose weights were kept.
         val_loss: Validation loss of that epoch.
         val_accuracy: Validation accuracy of that epoch, in [0, 1].
+        unmoved: Stages that it was to train and that did not move, as their gradients vanish.
+        kept: Whether it stands; if it made the model worse, it was undone.
         seconds: Wall time, tracing included.
     """
 
@@ -32,6 +35,8 @@ class PhaseResult:
     best_epoch: int
     val_loss: float
     val_accuracy: float
+    unmoved: tuple[str, ...]
+    kept: bool
     seconds: float
 
 
@@ -49,7 +54,9 @@ def train(
     """Trains a classifier phase by phase with Adam and early stopping.
 
     One optimizer serves all phases, so its moments persist. A phase stops when the validation
-    loss has not improved for `patience` epochs, and leaves the weights of its best epoch.
+    loss has not improved for `patience` epochs, and leaves the weights of its best epoch. It is
+    undone if these are worse than the best phase before: if the validation losses of the same
+    examples differ, in the mean, by more than the standard error of that mean.
 
     Args:
         model: A fine-tuner whose output is logits `[batch, classes]`.
@@ -66,25 +73,29 @@ def train(
 
     Raises:
         ValueError: If the plan does not fit the model's stages.
-        UserError: If training diverges.
-        RuntimeError: If a phase moved a frozen weight, or left a stage that it trains unmoved.
+        UserError: If training diverges, or a phase moves nothing at all.
+        RuntimeError: If a phase moved a frozen weight.
     """
     check_plan(plan, model.stage_names)
-    optimizer = keras.optimizers.Adam(plan[0].learning_rate)
+    scope = model.distribute_strategy.scope
     model.unfreeze(model.stage_names)
-    optimizer.build(model.trainable_variables)
+    with scope():
+        optimizer = keras.optimizers.Adam(plan[0].learning_rate)
+        optimizer.build(model.trainable_variables)
     results = []
+    best_losses = None
     for phase in plan:
         start = time.perf_counter()
         on_phase(phase)
         model.unfreeze(phase.stages)
         optimizer.learning_rate = phase.learning_rate
-        model.compile(
-            optimizer=optimizer,
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
-        before = _digests(model)
+        with scope():
+            model.compile(
+                optimizer=optimizer,
+                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                metrics=["accuracy"],
+            )
+        before, weights = _digests(model), model.get_weights()
         history = model.fit(
             train_data,
             validation_data=validation_data,
@@ -105,8 +116,14 @@ def train(
                 f"{history['loss'][-1]} in epoch {len(history['loss'])}",
                 f"Choose a learning rate below {phase.learning_rate:g}.",
             )
-        _check_moved(phase, model, before)
+        unmoved = _unmoved(phase, model, before)
         best = int(np.argmin(history["val_loss"]))
+        losses = example_losses(*predict(model, validation_data))
+        kept = best_losses is None or not _worse(losses, best_losses)
+        if not kept:
+            model.set_weights(weights)
+        if best_losses is None or losses.mean() < best_losses.mean():
+            best_losses = losses
         results.append(
             PhaseResult(
                 name=phase.name,
@@ -114,10 +131,18 @@ def train(
                 best_epoch=best + 1,
                 val_loss=float(history["val_loss"][best]),
                 val_accuracy=float(history["val_accuracy"][best]),
+                unmoved=unmoved,
+                kept=kept,
                 seconds=time.perf_counter() - start,
             )
         )
     return tuple(results)
+
+
+def _worse(losses: np.ndarray, before: np.ndarray) -> bool:
+    """Whether losses of the same examples grew by more than chance would have it."""
+    grown = losses - before
+    return bool(grown.mean() > grown.std(ddof=1) / np.sqrt(len(grown)))
 
 
 def _digests(model: FineTuner) -> dict[str, list[bytes]]:
@@ -131,9 +156,10 @@ def _digests(model: FineTuner) -> dict[str, list[bytes]]:
     }
 
 
-def _check_moved(phase: Phase, model: FineTuner, before: dict[str, list[bytes]]) -> None:
+def _unmoved(phase: Phase, model: FineTuner, before: dict[str, list[bytes]]) -> tuple[str, ...]:
     """Compares weights with what the phase declared to train, bit by bit."""
     after = _digests(model)
+    unmoved = []
     for stage in model.stages:
         pairs = zip(stage.weights, before[stage.name], after[stage.name], strict=True)
         moved = [weight for weight, old, new in pairs if old != new]
@@ -142,7 +168,10 @@ def _check_moved(phase: Phase, model: FineTuner, before: dict[str, list[bytes]])
                 f"Phase {phase.name!r} freezes stage {stage.name!r}, and {moved[0].path} moved."
             )
         if stage.name in phase.stages and not any(weight.trainable for weight in moved):
-            raise RuntimeError(
-                f"Phase {phase.name!r} trains stage {stage.name!r} at rate "
-                f"{phase.learning_rate:g}, and none of its weights moved."
-            )
+            unmoved.append(stage.name)
+    if set(unmoved) == set(phase.stages):
+        raise UserError(
+            f"Phase {phase.name!r} trains at rate {phase.learning_rate:g}, and no weight moved",
+            "Choose a larger learning rate.",
+        )
+    return tuple(unmoved)
