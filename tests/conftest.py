@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfxfer.backbones import HubBackbone
+from tfxfer.backbones import Backbone, load_backbone
 from tfxfer.data import open_dataset
 from tfxfer.export import save_hub_module
 from tfxfer.models import FineTuner
@@ -80,8 +80,8 @@ def hub_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def backbone(hub_folder) -> HubBackbone:
-    return HubBackbone(str(hub_folder))
+def backbone(hub_folder) -> Backbone:
+    return load_backbone(str(hub_folder))
 
 
 @pytest.fixture

@@ -78,10 +78,10 @@ def test_load_model_wants_a_keras_file(tmp_path):
 
 
 def test_weights_file_round_trip(hub_folder, images, labels, tmp_path):
-    from tfxfer.backbones import HubBackbone
+    from tfxfer.backbones import load_backbone
 
     def make():
-        return FineTuner(HubBackbone(str(hub_folder)), keras.layers.Dense(3))
+        return FineTuner(load_backbone(str(hub_folder)), keras.layers.Dense(3))
 
     model = make()
     model.unfreeze(model.stage_names)

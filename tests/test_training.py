@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import moved, values
-from tests.test_hub_backbone import Module, saved
-from tfxfer.backbones import HubBackbone
+from tests.test_saved_model_backbone import Module, saved
+from tfxfer.backbones import load_backbone
 from tfxfer.errors import UserError
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, gradual
@@ -121,7 +121,7 @@ def test_a_stage_without_gradients_is_told(data, tmp_path):
         def call(self, inputs, training=None):
             return super().call(tf.stop_gradient(inputs))
 
-    model = FineTuner(HubBackbone(saved(Module(["a/w", "b/w"]), tmp_path / "hub")), Cut(3))
+    model = FineTuner(load_backbone(saved(Module(["a/w", "b/w"]), tmp_path / "hub")), Cut(3))
     (result,) = train(model, [Phase("all", model.stage_names, 1, 1e-3)], data, data)
     assert result.unmoved == ("a", "b")
 

@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tfxfer.errors import UserError
 
-MODES = ("finetune",)
+MODES = ("finetune", "inspect")
+BATCH_NORM = ("stage", "freeze", "train")
 
 # These speak of one invocation, not of the experiment: a config file does not set them.
-_INVOCATION = ("workdir", "overwrite", "dry_run", "debug")
+_INVOCATION = ("workdir", "overwrite", "dry_run", "debug", "list_weights")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -33,8 +35,33 @@ class RunConfig:
     )
     backbone: str = _setting(
         "glyphs",
-        "Folder or URL of an image feature vector in TF Hub format; 'glyphs' is embedded.",
+        "The pretrained network: glyphs (embedded), keras:NAME, a .keras or .h5 file, the folder, "
+        ".tar.gz or URL of a SavedModel, kaggle://..., keras_hub:PRESET; options in parentheses.",
     )
+    image_size: str = _setting(
+        "",
+        "Height and width that images are brought to, such as 96 or 96x128, where the backbone "
+        "leaves them open; its own if empty.",
+    )
+    value_range: str = _setting(
+        "",
+        "Values of black and white that the backbone wants, such as 0,1 or -1,1 or 0,255; found "
+        "out if empty.",
+    )
+    stages: str = _setting(
+        "",
+        "Stages of the backbone as regular expressions between semicolons, input side first, "
+        "searched in the paths of the weights; found out if empty.",
+    )
+    bn: str = _setting(
+        "stage",
+        "Where batch normalization goes by the batch in training: in the stages that train "
+        "(stage), nowhere (freeze) or everywhere (train).",
+    )
+    self_check: bool = _setting(
+        True, "Refuse a backbone whose features or value range look wrong on the first images."
+    )
+    list_weights: bool = _setting(False, "With --mode=inspect: list the weights of each stage.")
     workdir: str = _setting("", "Folder to write to; a new one under runs/ if empty.")
     data_dir: str = _setting(
         "", "Folder of prepared datasets; that of TensorFlow Datasets if empty."
@@ -61,6 +88,12 @@ class RunConfig:
         for name in ("dataset", "backbone"):
             if not getattr(self, name):
                 raise UserError(f"--{name} must not be empty", f"Leave --{name} out or name one.")
+        if self.bn not in BATCH_NORM:
+            raise UserError(
+                f"--bn must be one of {', '.join(BATCH_NORM)}, not {self.bn!r}",
+                "Choose one of them.",
+            )
+        _ = self.image_pixels, self.image_values
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise UserError(
@@ -73,6 +106,36 @@ class RunConfig:
                 f"--learning_rate must be above 0 and finite, not {self.learning_rate}",
                 "Rates from 1e-4 to 1e-2 are usual.",
             )
+
+    @property
+    def image_pixels(self) -> tuple[int, int] | None:
+        """Height and width of `image_size`; `None` if it is empty."""
+        if not self.image_size:
+            return None
+        sides = re.fullmatch(r"(\d+)(?:x(\d+))?", self.image_size.strip().lower())
+        size = (int(sides[1]), int(sides[2] or sides[1])) if sides else (0, 0)
+        if min(size) < 1:
+            raise UserError(
+                f"--image_size must be pixels such as 96 or 96x128, not {self.image_size!r}",
+                "Give height and width.",
+            )
+        return size
+
+    @property
+    def image_values(self) -> tuple[float, float] | None:
+        """Values of black and of white of `value_range`; `None` if it is empty."""
+        if not self.value_range:
+            return None
+        try:
+            low, high = map(float, self.value_range.strip("[]() ").split(","))
+        except ValueError:
+            low = high = math.nan
+        if not (math.isfinite(low) and math.isfinite(high) and low != high):
+            raise UserError(
+                f"--value_range must be two numbers such as 0,1, not {self.value_range!r}",
+                "Give the values of black and of white.",
+            )
+        return low, high
 
     def replace(self, **changes: Any) -> "RunConfig":
         """Returns a copy with some settings changed."""
@@ -88,7 +151,8 @@ def settings_from_file(path: str) -> dict[str, Any]:
 
     Args:
         path: A JSON object of setting names and values. `versions` and the settings of one
-            invocation (`workdir`, `overwrite`, `dry_run`, `debug`) are passed over.
+            invocation (`workdir`, `overwrite`, `dry_run`, `debug`,
+            `list_weights`) are passed over.
 
     Returns:
         The settings found, by name.

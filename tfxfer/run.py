@@ -4,10 +4,20 @@ Fine-tune the embedded backbone on the embedded digits, and write what comes of 
 
     python -m tfxfer.run --mode=finetune
 
-Your own: any TensorFlow Datasets name of labelled images, any image feature vector in TF Hub
-format (a folder or a URL).
+Your own: any TensorFlow Datasets name of labelled images, and any pretrained network:
 
-    python -m tfxfer.run --mode=finetune --dataset=cats_vs_dogs --backbone=/models/resnet_50
+    python -m tfxfer.run --mode=finetune --dataset=cats_vs_dogs --backbone=keras:ResNet50
+    python -m tfxfer.run --mode=inspect --backbone=/models/mine.keras
+
+    --backbone=glyphs                                  embedded
+    --backbone='keras:MobileNetV2(alpha=0.35)'         a network of keras.applications;
+                                                       weights=imagenet, none or FILE
+    --backbone='mine.keras(layer=NAME)'                a Keras model, cut below its classifier or
+                                                       at a layer; a .h5 of Keras 2 or 3 too
+    --backbone=/models/resnet_50                       a SavedModel: folder, .tar.gz or URL, such
+                                                       as https://tfhub.dev/...
+    --backbone=kaggle://OWNER/MODEL/tensorFlow2/NAME   through kagglehub
+    --backbone=keras_hub:resnet_50_imagenet            a preset of KerasHub, or its folder
 """
 
 import contextlib
@@ -23,13 +33,14 @@ from typing import Any
 
 from absl import flags
 
-from tfxfer.config import MODES, RunConfig, settings_from_file
+from tfxfer.config import BATCH_NORM, MODES, RunConfig, settings_from_file
 from tfxfer.errors import UserError
 
 _WRONG_EXPORT = 1
 _USER_MISTAKE = 2
 _INTERRUPTED = 130
 _HELP = ("help", "helpshort")
+_ENUMS = {"mode": MODES, "bn": BATCH_NORM}
 
 
 _DEFINE = {
@@ -45,8 +56,9 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     for field in dataclasses.fields(RunConfig):
         text = field.metadata["help"]
-        if field.name == "mode":
-            flags.DEFINE_enum("mode", RunConfig.mode, MODES, text, flag_values=values)
+        if field.name in _ENUMS:
+            default, choices = str(field.default), _ENUMS[field.name]
+            flags.DEFINE_enum(field.name, default, choices, text, flag_values=values)
         else:
             define = _DEFINE[type(field.default)]
             define(field.name, field.default, text, flag_values=values)
@@ -119,7 +131,7 @@ def _run(config: RunConfig) -> int:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from tfxfer.report import workdir
 
-    path = workdir.choose_workdir(config)
+    path = workdir.choose_workdir(config) if config.mode != "inspect" else None
     with contextlib.nullcontext() if config.debug else _quiet_tensorflow():
         import tensorflow as tf
 
@@ -129,7 +141,7 @@ def _run(config: RunConfig) -> int:
 
     method = importlib.import_module(f"tfxfer.methods.{config.mode}")
     result = method.run(config, path, Console())
-    return 0 if result is None or result.export.passed else _WRONG_EXPORT
+    return 0 if result is None or result.passed else _WRONG_EXPORT
 
 
 @contextlib.contextmanager

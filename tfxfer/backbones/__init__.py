@@ -1,17 +1,64 @@
-"""Where pretrained networks come from: a backbone is loaded by its handle."""
+"""Where pretrained networks come from: a backbone is loaded by its spec."""
 
+from pathlib import Path
+
+import keras
+
+from tfxfer.backbones.applications import load_application
 from tfxfer.backbones.base import HEAD, Backbone, ImageContract, Stage
-from tfxfer.backbones.hub import HubBackbone
+from tfxfer.backbones.hub import resolve
+from tfxfer.backbones.keras_file import SUFFIXES, load_keras_file
+from tfxfer.backbones.keras_model import load_keras_model
+from tfxfer.backbones.network import KerasBackbone
+from tfxfer.backbones.presets import load_preset
+from tfxfer.backbones.saved_model import SavedModelBackbone
+from tfxfer.errors import UserError
+from tfxfer.spec import Spec, parse_spec
 
-__all__ = ["HEAD", "Backbone", "HubBackbone", "ImageContract", "Stage", "load_backbone"]
+__all__ = [
+    "HEAD",
+    "Backbone",
+    "ImageContract",
+    "KerasBackbone",
+    "SavedModelBackbone",
+    "Stage",
+    "load_backbone",
+]
 
 
-def load_backbone(handle: str) -> Backbone:
+def load_backbone(
+    source: str | keras.Model,
+    *,
+    image_size: tuple[int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    data_size: tuple[int, int] | None = None,
+    stages: str = "",
+    bn: str = "stage",
+) -> Backbone:
     """Loads a pretrained backbone, frozen.
 
     Args:
-        handle: `glyphs`, which is embedded; a folder in TF Hub's format; or a handle that TF Hub
-            resolves, such as `https://tfhub.dev/...` or the URL of a `.tar.gz`.
+        source: A Keras model, or a spec:
+
+            *   `glyphs`, which is embedded;
+            *   `keras:NAME`, a network of `keras.applications`, with `weights=imagenet`, `none` or
+                a file, `layer=NAME` and what the network's own function takes, such as `alpha`;
+            *   a `.keras` or `.h5` file of a whole model, with `layer=NAME`, `include_top=true`,
+                `preprocessing=FAMILY`, `safe_mode=false`;
+            *   a folder, a `.tar.gz`, a URL that TF Hub resolves or
+                `kaggle://owner/model/framework/variation`, each of a SavedModel, with
+                `output=NAME`;
+            *   `keras_hub:PRESET`, a folder or handle of KerasHub, with `layer=NAME`.
+
+            Options stand in parentheses: `keras:MobileNetV2(alpha=0.35, weights=none)`.
+        image_size: Height and width, where the network leaves them open.
+        value_range: Values of black and of white that the network wants; found out if `None`.
+        data_size: Height and width of the user's images; what a network of `keras.applications`
+            without weights is built for, if there is no `image_size`.
+        stages: Regular expressions of the stages, between semicolons, input side first; found if
+            empty.
+        bn: Where batch normalization goes by the statistics of the batch while training: in the
+            stages that train (`stage`), nowhere (`freeze`), everywhere (`train`).
 
     Returns:
         The backbone, a Keras layer from images to features.
@@ -19,4 +66,30 @@ def load_backbone(handle: str) -> Backbone:
     Raises:
         UserError: If there is no such backbone, or it cannot be used.
     """
-    return HubBackbone(handle)
+    if isinstance(source, keras.Model):
+        return load_keras_model(
+            source, image_size=image_size, value_range=value_range, pattern=stages, bn=bn
+        )
+    # A path may hold anything, parentheses too.
+    spec = Spec(source, text=source) if Path(source).expanduser().exists() else parse_spec(source)
+    if spec.name.startswith("keras:"):
+        if value_range is not None:
+            raise UserError(
+                f"{spec.name!r} has its own preprocessing, which takes values from 0 to 255",
+                "Leave --value_range out.",
+            )
+        return load_application(spec, image_size, data_size, stages, bn)
+    if spec.name.startswith("keras_hub:"):
+        return load_preset(spec, image_size, value_range, stages, bn)
+    if "://" not in spec.name and spec.name.endswith(SUFFIXES):
+        return load_keras_file(spec, image_size, value_range, stages, bn)
+    spec.only(["output"])
+    return SavedModelBackbone(
+        resolve(spec.name),
+        source=spec.text,
+        output=str(spec.options.get("output") or ""),
+        image_size=image_size,
+        value_range=value_range,
+        pattern=stages,
+        bn=bn,
+    )

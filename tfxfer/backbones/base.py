@@ -2,12 +2,19 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfxfer.errors import UserError
+
 HEAD = "head"
 """The name of what stands on a backbone; no stage of a backbone has it."""
+
+BATCH_NORM = ("stage", "freeze", "train")
+"""Where batch normalization goes by the statistics of the batch, and moves its averages, while
+training: in the stages that train (`stage`), nowhere (`freeze`), everywhere (`train`)."""
 
 
 @dataclass(frozen=True)
@@ -18,20 +25,22 @@ class ImageContract:
         size: Height and width in pixels; `None` if the network takes any size.
         channels: 1 or 3.
         value_range: Values of black and of white.
+        dtype: `float32`, or `uint8` for values 0 to 255.
     """
 
     size: tuple[int, int] | None
     channels: int
     value_range: tuple[float, float] = (0.0, 1.0)
+    dtype: str = "float32"
 
     def prepare(self, images: tf.Tensor) -> tf.Tensor:
-        """Brings images to the size, channels and value range of the contract.
+        """Brings images to the size, channels, value range and dtype of the contract.
 
         Args:
             images: Values 0 to 255 of any dtype, `[batch, height, width, 1 or 3]`.
 
         Returns:
-            Float32 `[batch, height, width, channels]` in the value range.
+            `[batch, height, width, channels]` in the value range.
 
         Raises:
             ValueError: If `images` has another rank or another number of channels.
@@ -47,8 +56,56 @@ class ImageContract:
             images = tf.image.grayscale_to_rgb(images)
         elif self.channels == 1 and images.shape[-1] == 3:
             images = tf.image.rgb_to_grayscale(images)
+        if self.dtype == "uint8":
+            return tf.cast(tf.round(images), tf.uint8)
         low, high = self.value_range
-        return images * ((high - low) / 255.0) + low
+        return images if (low, high) == (0, 255) else images * ((high - low) / 255.0) + low
+
+    def __str__(self) -> str:
+        size = f"{self.size[0]}x{self.size[1]}" if self.size else "any size"
+        low, high = self.value_range
+        return f"{size}, {self.channels} channels, {self.dtype} from {low:g} to {high:g}"
+
+
+def contract_of(
+    inputs: Any,
+    source: str,
+    image_size: tuple[int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> ImageContract:
+    """Reads what a network wants of its images from the tensor that it takes.
+
+    Args:
+        inputs: With a shape and a dtype.
+        source: What the network was loaded from.
+        image_size: Height and width, where the network leaves them open.
+        value_range: Values of black and of white; 0 to 1, as TF Hub has it, if `None`.
+
+    Returns:
+        The contract.
+
+    Raises:
+        UserError: If the network takes anything but images, or not of that size.
+    """
+    shape = tf.TensorShape(getattr(inputs, "shape", None))
+    dtype = tf.as_dtype(getattr(inputs, "dtype", tf.string))
+    if shape.rank != 4 or shape[-1] not in (1, 3) or not (dtype.is_floating or dtype == tf.uint8):
+        raise UserError(
+            f"Backbone {source!r} must take images [batch, height, width, 1 or 3], "
+            f"and takes {inputs}",
+            "Choose a network for images, channels last.",
+        )
+    _, height, width, channels = shape
+    size = (height, width) if height and width else None
+    if size and image_size and size != image_size:
+        raise UserError(
+            f"Backbone {source!r} takes images of {height}x{width} pixels, "
+            f"not of --image_size={image_size[0]}x{image_size[1]}",
+            "Leave --image_size out.",
+        )
+    if dtype == tf.uint8:
+        return ImageContract(size or image_size, channels, (0.0, 255.0), "uint8")
+    return ImageContract(size or image_size, channels, value_range or (0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -60,23 +117,36 @@ class Stage:
         learned: The weights that a gradient trains.
         statistics: The weights that no gradient reaches, such as the averages of batch
             normalization.
+        layers: The layers that hold them, where the network consists of Keras layers.
+        bn: Where batch normalization goes by the batch.
     """
 
     name: str
     learned: tuple[keras.Variable, ...]
     statistics: tuple[keras.Variable, ...] = ()
+    layers: tuple[keras.layers.Layer, ...] = ()
+    bn: str = "stage"
 
     @property
     def weights(self) -> tuple[keras.Variable, ...]:
         """All weights of the stage."""
         return self.learned + self.statistics
 
+    @property
+    def held(self) -> tuple[keras.Variable, ...]:
+        """The weights that stay as they are, to the bit, while the stage is frozen."""
+        return self.learned if self.bn == "train" else self.weights
+
     def train(self, on: bool) -> None:
         """Makes the learned weights trainable, or freezes them.
 
         Each by itself: Keras skips `layer.trainable = True` where that is `True` already, even if
-        single weights of the layer are frozen.
+        single weights of the layer are frozen; and batch normalization that is not `trainable`
+        runs as in inference, also where its own weights are to train.
         """
+        for layer in self.layers:
+            batch_norm = isinstance(layer, keras.layers.BatchNormalization) and self.bn != "stage"
+            layer.trainable = self.bn == "train" if batch_norm else on
         for weight in self.learned:
             weight.trainable = on
 
@@ -84,25 +154,66 @@ class Stage:
 class Backbone(keras.layers.Layer):
     """A pretrained network from images to features, frozen until a stage is unfrozen.
 
-    A subclass sets the attributes below in `__init__` and writes `call`.
+    A subclass sets the attributes below in `__init__` and writes `features`.
+
+    Args:
+        bn: Where batch normalization goes by the statistics of the batch while training.
+        **kwargs: `name`, `dtype` and the like, as for every Keras layer.
+
+    Raises:
+        ValueError: If `bn` is none of `stage`, `freeze`, `train`.
+
+    Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`, of any size.
+    Output: features `[batch, units]`, float32. Maps `[batch, h, w, units]` and tokens
+        `[batch, n, units]` are averaged.
 
     Attributes:
+        source: What the backbone was loaded from.
         contract: What the network wants of its images.
+        preprocessing: What the network does to its images itself, in words; empty if nothing.
         units: Size of the feature vector.
         stages: Groups of weights, input side first; every weight is in exactly one. A network
             that cannot be trained has none.
+        untrainable: Why the network cannot be trained; empty if it can.
         fingerprint: Hash of the graph and of the pretrained weights.
     """
 
+    source: str
     contract: ImageContract
+    preprocessing: str = ""
     units: int
     stages: tuple[Stage, ...]
+    untrainable: str = ""
     fingerprint: str
 
-    def __init__(self, **kwargs):
+    def __init__(self, bn: str = "stage", **kwargs):
         super().__init__(**kwargs)
         # XLA has no antialiased resize, and Keras would turn it on by itself on a GPU.
         self.supports_jit = False
+        if bn not in BATCH_NORM:
+            raise ValueError(f"Expected bn among {list(BATCH_NORM)}, received {bn!r}.")
+        self.bn = bn
+
+    def features(self, images: tf.Tensor, training: bool) -> tf.Tensor:
+        """Runs the network.
+
+        Args:
+            images: As the contract has them.
+            training: Whether to run as in training as far as stages and `bn` have it.
+
+        Returns:
+            Float `[batch, units]`, `[batch, n, units]` or `[batch, h, w, units]`.
+        """
+        raise NotImplementedError
+
+    def call(self, images, training=False):
+        """Computes features; see the class for shapes."""
+        training = bool(training) and (self.trainable or self.bn == "train")
+        features = self.features(self.contract.prepare(images), training)
+        if features.shape.rank > 2:
+            features = tf.reduce_mean(features, axis=range(1, features.shape.rank - 1))
+        features = tf.cast(features, tf.float32)
+        return features if self.trainable else tf.stop_gradient(features)
 
     def unfreeze(self, stages: str | Collection[str]) -> None:
         """Makes exactly these stages trainable and freezes the others.
@@ -113,10 +224,15 @@ class Backbone(keras.layers.Layer):
             stages: One name or several; none freezes the whole backbone.
 
         Raises:
-            ValueError: If there is no stage of such a name.
+            ValueError: If there is no stage of such a name, or the network cannot be trained.
         """
         stages = [stages] if isinstance(stages, str) else stages
         known = [stage.name for stage in self.stages]
+        if stages and not known:
+            raise ValueError(
+                f"Backbone {self.source!r} cannot be unfrozen: {self.untrainable}. "
+                f"Expected no stages, received {list(stages)}."
+            )
         if unknown := sorted(set(stages) - set(known)):
             raise ValueError(f"Expected stages among {known}, received {unknown}.")
         self.trainable = bool(stages)
@@ -133,9 +249,9 @@ class Backbone(keras.layers.Layer):
             ValueError: If there is no stage of that name.
         """
         names = [s.name for s in self.stages]
-        if stage not in names:
+        if names and stage not in names:
             raise ValueError(f"Expected a stage among {names}, received {stage!r}.")
-        self.unfreeze(names[names.index(stage) :])
+        self.unfreeze(names[names.index(stage) :] if names else stage)
 
     @property
     def unfrozen(self) -> tuple[str, ...]:
@@ -144,9 +260,17 @@ class Backbone(keras.layers.Layer):
             return ()
         return tuple(stage.name for stage in self.stages if any(w.trainable for w in stage.learned))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns what makes the layer again, which stages train now included."""
-        return {**super().get_config(), "unfrozen": list(self.unfrozen)}
+        return {
+            **super().get_config(),
+            "source": self.source,
+            "size": self.contract.size,
+            "value_range": self.contract.value_range,
+            "bn": self.bn,
+            "unfrozen": list(self.unfrozen),
+            "fingerprint": self.fingerprint,
+        }
 
     def compute_output_shape(self, input_shape):
         """Returns `(batch, units)`."""

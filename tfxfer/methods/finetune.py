@@ -8,11 +8,11 @@ import numpy as np
 from scipy.special import softmax
 
 from tfxfer import distribute, heads
-from tfxfer.backbones import load_backbone
 from tfxfer.config import RunConfig
 from tfxfer.data import DataInfo, Part, batches, open_dataset, split_data
 from tfxfer.evaluate import predict, score
 from tfxfer.export import save_classifier, save_keras_model, served_probabilities
+from tfxfer.methods.backbone import check_backbone, configured_backbone
 from tfxfer.models import FineTuner
 from tfxfer.plan import gradual
 from tfxfer.report import workdir
@@ -47,9 +47,9 @@ def run(config: RunConfig, path: Path, console: Console) -> Result | None:
     timed = Stopwatch()
     with timed("loading"):
         strategy = distribute.pick_strategy()
-        with strategy.scope():
-            backbone = load_backbone(config.backbone)
         source = open_dataset(config.dataset, config.data_dir)
+        with strategy.scope():
+            backbone = configured_backbone(config, source.info)
         splits = split_data(source, config.seed)
         # Only now: what preparing a dataset takes from the global generators must not matter.
         keras.utils.set_random_seed(config.seed)
@@ -62,6 +62,8 @@ def run(config: RunConfig, path: Path, console: Console) -> Result | None:
         replicas = strategy.num_replicas_in_sync
         train_data = batched(splits.train, shuffle_seed=config.seed, replicas=replicas)
         validation_data = batched(splits.validation, replicas=replicas)
+        if config.self_check:
+            check_backbone(backbone, train_data)
     device = distribute.describe(strategy)
     console.start(config, source.info, splits, backbone, plan, device)
     console.plan(plan, model)

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfxfer.backbones import HEAD, Backbone, Stage
 
@@ -74,6 +75,28 @@ class FineTuner(keras.Model):
     def call(self, inputs, training=False):
         """Computes the head's output; see the class for shapes."""
         return self.head(self.backbone(inputs, training=training), training=training)
+
+    def train_step(self, data):
+        """Takes one step, as Keras does, except that the tape watches nothing frozen.
+
+        Keras' own step watches every variable that the forward pass reads, so that a frozen
+        network would keep its activations for a gradient that nobody asks for.
+        """
+        inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        trained = self.trainable_weights
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for weight in trained:
+                tape.watch(weight.value)
+            outputs = self(inputs, training=True)
+            loss = self.compute_loss(inputs, targets, outputs, sample_weight, training=True)
+            # Keras divides a loss by the number of replicas, whose gradients are then summed.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            self._loss_tracker.update_state(loss * replicas, sample_weight=tf.shape(inputs)[0])
+            scaled = self.optimizer.scale_loss(loss)
+        if trained:
+            gradients = tape.gradient(scaled, trained)
+            self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
+        return self.compute_metrics(inputs, targets, outputs, sample_weight=sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         """Returns backbone and head, serialized."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from rich.console import Console as RichConsole
 from rich.table import Column, Table
 
+from tfxfer import distribute
 from tfxfer.backbones import Backbone
+from tfxfer.backbones.cost import Cost
 from tfxfer.config import RunConfig
 from tfxfer.data import DataInfo, Splits
 from tfxfer.models import FineTuner
@@ -37,7 +39,6 @@ class Console:
         device: str,
     ) -> None:
         """Prints what is about to run: data, backbone, plan, device."""
-        size = backbone.contract.size
         self._print(f"tfxfer {config.mode}, seed {config.seed}")
         self._print(
             f"data      {data.name}, {len(data.label_names)} classes: "
@@ -47,10 +48,10 @@ class Console:
         )
         self._print(
             f"backbone  {config.backbone}, {backbone.count_params():,} parameters, "
-            f"{len(backbone.stages)} stages, images of "
-            f"{f'{size[0]}x{size[1]} pixels' if size else 'any size'}, "
-            f"{backbone.contract.channels} channels"
+            f"{_count(len(backbone.stages), 'stage')}, images {backbone.contract}"
         )
+        if backbone.untrainable:
+            self._print(f"          stays frozen: {backbone.untrainable}")
         self._print(
             f"plan      gradual unfreezing, {len(plan)} phases of at most "
             f"{max(phase.epochs for phase in plan)} epochs"
@@ -77,6 +78,40 @@ class Console:
                 f"{phase.learning_rate:.2g}",
             )
         self._rich.print(table)
+
+    def inspect(self, backbone: Backbone, cost: Cost, *, list_weights: bool = False) -> None:
+        """Prints what a backbone wants, consists of and costs."""
+        self._print(f"backbone       {backbone.source}")
+        self._print(f"images         {backbone.contract}")
+        if backbone.preprocessing:
+            self._print(f"               then {backbone.preprocessing}")
+        self._print(f"features       {backbone.units}")
+        self._print(f"parameters     {backbone.count_params():,}")
+        self._print(
+            f"cost           {cost.flops / 1e9:.4g} GFLOPs and {cost.milliseconds:.3g} ms for an "
+            f"image of {cost.size[0]}x{cost.size[1]} ({'GPU' if _has_gpu() else 'CPU'}, alone)"
+        )
+        self._print(f"fingerprint    {backbone.fingerprint}")
+        if backbone.untrainable:
+            self._print(f"stages         none, it stays frozen: {backbone.untrainable}")
+            return
+        table = Table(Column("stage", overflow="fold"))
+        for column in ("parameters", "share", "weights", "statistics"):
+            table.add_column(column, justify="right")
+        for stage in backbone.stages:
+            count = sum(weight.shape.num_elements() for weight in stage.learned)
+            table.add_row(
+                stage.name,
+                f"{count:,}",
+                f"{count / backbone.count_params():.1%}",
+                str(len(stage.learned)),
+                str(len(stage.statistics)),
+            )
+        self._rich.print(table)
+        for stage in backbone.stages if list_weights else ():
+            self._print(f"{stage.name}:")
+            for weight in stage.weights:
+                self._print(f"    {weight.path} {tuple(weight.shape)}")
 
     def phase(self, phase: Phase) -> None:
         """Announces a phase."""
@@ -128,6 +163,14 @@ class Console:
 
     def _print(self, line: str) -> None:
         self._rich.print(line, markup=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _has_gpu() -> bool:
+    return distribute.describe(distribute.pick_strategy()).endswith("GPU")
 
 
 def _span(stages: Sequence[str], names: Sequence[str]) -> str:

@@ -50,6 +50,11 @@ class Result:
     timings: Mapping[str, float]
     fingerprints: Mapping[str, str]
 
+    @property
+    def passed(self) -> bool:
+        """Whether the exported model may be served."""
+        return self.export.passed
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the result as a dict that JSON can hold."""
         return dataclasses.asdict(self)

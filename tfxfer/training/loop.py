@@ -163,9 +163,10 @@ def _unmoved(phase: Phase, model: FineTuner, before: dict[str, list[bytes]]) -> 
     for stage in model.stages:
         pairs = zip(stage.weights, before[stage.name], after[stage.name], strict=True)
         moved = [weight for weight, old, new in pairs if old != new]
-        if stage.name not in phase.stages and moved:
+        held = {id(weight) for weight in stage.held}
+        if stage.name not in phase.stages and (broken := [w for w in moved if id(w) in held]):
             raise RuntimeError(
-                f"Phase {phase.name!r} freezes stage {stage.name!r}, and {moved[0].path} moved."
+                f"Phase {phase.name!r} freezes stage {stage.name!r}, and {broken[0].path} moved."
             )
         if stage.name in phase.stages and not any(weight.trainable for weight in moved):
             unmoved.append(stage.name)

@@ -1,0 +1,249 @@
+"""Backbones that are Keras networks, whatever they were read from."""
+
+import difflib
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfxfer.backbones.base import Backbone, ImageContract, Stage
+from tfxfer.backbones.stages import Group, by_block, by_pattern
+from tfxfer.errors import UserError
+
+
+@keras.saving.register_keras_serializable(package="tfxfer")
+class KerasBackbone(Backbone):
+    """A Keras network as a backbone; see `Backbone` for shapes.
+
+    The network is shared, not copied: its weights are the weights of this layer. Batch
+    normalization in frozen stages runs as in inference, so that its averages stay. While any stage
+    trains, dropout acts in the whole network.
+
+    Args:
+        network: From images to features, with one input and one output, such as `cut` returns.
+        contract: What the network wants of its images, ahead of its family's preprocessing.
+        family: Module of `keras.applications` whose `preprocess_input` the images go through;
+            none if empty.
+        source: What the network was loaded from.
+        pattern: Regular expressions of the stages, between semicolons; found if empty.
+        bn: Where batch normalization goes by the statistics of the batch while training.
+        unfrozen: Names of the stages to train; none freezes the backbone.
+        fingerprint: That of the pretrained weights; computed if empty.
+        **kwargs: `name`, `dtype` and the like, as for every Keras layer.
+
+    Raises:
+        UserError: If the network does not return features, or the pattern does not fit.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        contract: ImageContract,
+        family: str = "",
+        source: str = "a Keras model",
+        pattern: str = "",
+        bn: str = "stage",
+        unfrozen: list[str] | tuple[str, ...] = (),
+        fingerprint: str = "",
+        **kwargs,
+    ):
+        super().__init__(bn=bn, **kwargs)
+        self.source = source
+        self.contract = contract
+        self.pattern = pattern
+        self.family = family
+        self._preprocess = _family(family).preprocess_input if family else lambda images: images
+        self.preprocessing = f"keras.applications.{family}.preprocess_input" if family else ""
+        shape = network.output_shape
+        if not isinstance(shape, tuple) or len(shape) not in (2, 3, 4) or shape[-1] is None:
+            raise UserError(
+                f"Backbone {source!r} must return features [batch, units], [batch, n, units] or "
+                f"[batch, h, w, units], and returns {shape}",
+                "Name the layer to cut at with layer=NAME.",
+            )
+        self.units = shape[-1]
+        self.network = network
+        # So that every weight shows whether it is one to train. First off, since Keras passes over
+        # what is on already, even if single layers are off.
+        network.trainable = False
+        network.trainable = True
+        self.stages = _stages(network, pattern, bn)
+        self.untrainable = "" if self.stages else "it has no weights to train"
+        self.fingerprint = fingerprint or _fingerprint(network, f"{contract}, {family}")
+        self.built = True
+        self.unfreeze(unfrozen)
+
+    def features(self, images, training):
+        """Runs the network; see `Backbone`."""
+        return self.network(self._preprocess(images), training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the network, serialized, beside the usual."""
+        return {
+            **super().get_config(),
+            "network": keras.saving.serialize_keras_object(self.network),
+            "channels": self.contract.channels,
+            "family": self.family,
+            "pattern": self.pattern,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes the layer again from `get_config`."""
+        config = dict(config)
+        size, value_range = config.pop("size"), config.pop("value_range")
+        config["contract"] = ImageContract(
+            tuple(size) if size else None, config.pop("channels"), tuple(value_range)
+        )
+        config["network"] = keras.saving.deserialize_keras_object(config["network"])
+        return cls(**config)
+
+
+def cut(network: keras.Model, source: str, layer: str = "", top: bool = False) -> keras.Model:
+    """Cuts the classifier off a network.
+
+    Args:
+        network: Any Keras model with one input.
+        source: What it was loaded from.
+        layer: Name of the layer whose output are the features. If empty, these are what goes into
+            the last layer with weights, if that is dense, and else the output.
+        top: Whether to keep a dense layer at the end.
+
+    Returns:
+        A functional model that shares the layers of `network`.
+
+    Raises:
+        UserError: If there is no such layer, or not one input and one output.
+    """
+    inputs, outputs = network.inputs, network.outputs
+    if len(inputs) != 1:
+        raise UserError(
+            f"Backbone {source!r} must have one input, and has {len(inputs)}",
+            "Give a network that takes images alone.",
+        )
+    (images,) = inputs
+    if layer:
+        return keras.Model(images, _layer(network, source, layer).output)
+    last: Any = next((each for each in reversed(network.layers) if each.weights), None)
+    if isinstance(last, keras.layers.Dense) and not top:
+        return keras.Model(images, last.input)
+    if len(outputs) != 1:
+        names = ", ".join(each.name for each in network.layers[-4:])
+        raise UserError(
+            f"Backbone {source!r} must have one output, and has {len(outputs)}",
+            f"Name the layer to cut at with layer=NAME; the last are {names}.",
+        )
+    return keras.Model(images, outputs[0])
+
+
+def _layer(network: keras.Model, source: str, name: str) -> keras.layers.Layer:
+    names = [layer.name for layer in network.layers]
+    if name in names:
+        return network.get_layer(name)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0) or names[-3:]
+    raise UserError(
+        f"Backbone {source!r} has no layer {name!r}", f"Did you mean {' or '.join(near)}?"
+    )
+
+
+def _family(name: str) -> Any:
+    try:
+        return importlib.import_module(f"keras.applications.{name}")
+    except ImportError as error:
+        raise UserError(
+            f"There is no family {name!r} in keras.applications",
+            "Give preprocessing=resnet, vgg16, mobilenet_v2 or the like.",
+        ) from error
+
+
+def _stages(network: keras.Model, pattern: str, bn: str) -> tuple[Stage, ...]:
+    layers, paths = zip(*_layers(network), strict=True) if network.weights else ((), ())
+    learned = [any(weight.trainable for weight in layer.weights) for layer in layers]
+    groups = (
+        _by_pattern(layers, paths, pattern)
+        if pattern
+        else by_block(paths, learned, [_has_kernel(layer) for layer in layers])
+    )
+    return tuple(_stage(group, layers, bn) for group in groups)
+
+
+def _has_kernel(layer: keras.layers.Layer) -> bool:
+    return any(len(weight.shape) > 1 for weight in layer.weights)
+
+
+def _stage(group: Group, layers: tuple[keras.layers.Layer, ...], bn: str) -> Stage:
+    members = [layers[i] for i in group.members]
+    weights = list({id(w): w for layer in members for w in layer.weights}.values())
+    return Stage(
+        group.name,
+        learned=tuple(weight for weight in weights if weight.trainable),
+        statistics=tuple(weight for weight in weights if not weight.trainable),
+        layers=tuple(inner for layer in members for inner in layer._flatten_layers()),
+        bn=bn,
+    )
+
+
+def _by_pattern(
+    layers: tuple[keras.layers.Layer, ...], paths: tuple[str, ...], pattern: str
+) -> tuple[Group, ...]:
+    """Groups layers by patterns that are searched in the paths of their weights."""
+    weights = [
+        (i, f"{path}/{weight.name}", weight.trainable)
+        for i, (layer, path) in enumerate(zip(layers, paths, strict=True))
+        for weight in layer.weights
+    ]
+    owners, names, learned = zip(*weights, strict=True)
+    groups = by_pattern(names, learned, pattern)
+    stage_of: dict[int, str] = {}
+    for group in groups:
+        for position in group.members:
+            layer = owners[position]
+            if stage_of.setdefault(layer, group.name) != group.name:
+                raise UserError(
+                    f"--stages must keep the weights of a layer together, and {paths[layer]!r} is "
+                    f"in {stage_of[layer]!r} and in {group.name!r}",
+                    "Search for the name of the layer.",
+                )
+    return tuple(
+        Group(group.name, tuple(sorted({owners[position] for position in group.members})))
+        for group in groups
+    )
+
+
+def _layers(network: keras.Model, root: str = "") -> Iterator[tuple[keras.layers.Layer, str]]:
+    """Gives the layers with weights and their paths, each once, from the input side."""
+    seen = set()
+    for layer in network.layers:
+        path = f"{root}{layer.name}"
+        inner = _layers(layer, f"{path}/") if isinstance(layer, keras.Model) else [(layer, path)]
+        for each, name in inner:
+            if each.weights and id(each) not in seen:
+                seen.add(id(each))
+                yield each, name
+
+
+def _fingerprint(network: keras.Model, contract: str) -> str:
+    """Hashes contract, graph and weights; the names of layers, which Keras counts up, do not go in.
+
+    A layer stands for its name by its position.
+    """
+    names: dict[str, str] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            if isinstance(value.get("name"), str):
+                names.setdefault(value["name"], f"layer {len(names)}")
+            return {key: plain(inner) for key, inner in value.items() if key != "build_config"}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    config = json.dumps(plain(network.get_config()), sort_keys=True, default=str)
+    digest = hashlib.sha256(f"{contract}\n{config}".encode())
+    for weight in network.weights:
+        digest.update(tf.convert_to_tensor(weight.value).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""`keras_hub:PRESET`: image backbones of KerasHub, from a folder or a handle."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfxfer.backbones.keras_model import load_keras_model
+from tfxfer.backbones.network import KerasBackbone
+from tfxfer.errors import UserError, first_line
+from tfxfer.spec import Spec
+
+
+def load_preset(
+    spec: Spec,
+    image_size: tuple[int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    pattern: str = "",
+    bn: str = "stage",
+) -> KerasBackbone:
+    """Loads an image backbone through KerasHub's `from_preset`.
+
+    Args:
+        spec: `keras_hub:PRESET`, a folder or a handle such as `resnet_50_imagenet`, with
+            `layer=NAME` to cut at.
+        image_size: Height and width; those of the preset if `None`.
+        value_range: Values of black and of white; the preset's own scaling if `None`.
+        pattern: Regular expressions of the stages, between semicolons; found if empty.
+        bn: Where batch normalization goes by the statistics of the batch while training.
+
+    Returns:
+        The backbone, frozen.
+
+    Raises:
+        UserError: If KerasHub is not installed, or the preset cannot be used.
+    """
+    spec.only(["layer"])
+    preset = spec.name.partition(":")[2]
+    keras_hub = _keras_hub()
+    try:
+        network = keras_hub.models.Backbone.from_preset(preset)
+    except Exception as error:  # Downloads and files fail in whichever layer meets it first.
+        raise UserError(
+            f"KerasHub has no backbone {preset!r}: {first_line(error)}",
+            "Check the preset and the network, or give the path of a downloaded folder.",
+        ) from error
+    if isinstance(network.input, dict):
+        raise UserError(
+            f"Backbone {spec.name!r} must take images, and takes {', '.join(network.input)}",
+            "Choose a preset for images.",
+        )
+    converter = _converter(keras_hub, preset)
+    if converter is not None:
+        image_size = image_size or _size(converter) or _size_of(network)
+        if value_range is None:
+            network, value_range = _scaled(network, converter, image_size), (0.0, 255.0)
+    return load_keras_model(
+        network,
+        spec.text,
+        layer=str(spec.options.get("layer") or ""),
+        include_top=True,
+        image_size=image_size,
+        value_range=value_range,
+        pattern=pattern,
+        bn=bn,
+    )
+
+
+def _keras_hub() -> Any:
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise UserError(
+            "A keras_hub: backbone needs the package keras-hub, which is not installed",
+            "Install it with pip install 'tfxfer[keras-hub]'.",
+        ) from error
+    return keras_hub
+
+
+def _converter(keras_hub: Any, preset: str) -> Any:
+    """Reads how the preset scales its images; `None` if it does not tell."""
+    try:
+        return keras_hub.layers.ImageConverter.from_preset(preset)
+    except (ValueError, FileNotFoundError):
+        return None
+
+
+def _size(converter: Any) -> tuple[int, int] | None:
+    size = converter.image_size
+    return tuple(size) if size and None not in size else None
+
+
+def _size_of(network: keras.Model) -> tuple[int, int] | None:
+    size = tuple(network.input.shape[1:3])
+    return size if None not in size else None
+
+
+def _scaled(
+    network: keras.Model, converter: Any, image_size: tuple[int, int] | None
+) -> keras.Model:
+    """Puts the scaling of a preset in front of its network."""
+    scale, offset = (
+        default if value is None else np.asarray(value, np.float32).tolist()
+        for value, default in ((converter.scale, 1.0), (converter.offset, 0.0))
+    )
+    images = keras.Input((*(image_size or (None, None)), network.input.shape[-1]))
+    return keras.Model(images, network(keras.layers.Rescaling(scale, offset)(images)))

@@ -1,0 +1,139 @@
+"""Which weights are frozen or trained together: stages by the names of the weights."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+
+from tfxfer.backbones.base import HEAD
+from tfxfer.errors import UserError
+
+_MOST = 8
+_BLOCK = re.compile(r".*?(block|stage|layer|conv(?![123]d))_?\d+(?=[a-z]?(_|$))", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A stage to be.
+
+    Attributes:
+        name: Its name.
+        members: Positions of what belongs to it.
+    """
+
+    name: str
+    members: tuple[int, ...]
+
+
+def by_block(
+    names: Sequence[str], learned: Sequence[bool], kernels: Sequence[bool]
+) -> tuple[Group, ...]:
+    """Groups weights or layers by the blocks that their names tell of.
+
+    Neighbours of the same block form a group: the first part of their names that tells any apart
+    agrees, up to the number of a block, so that `conv2_block1_1_conv` and `conv2_block2_0_bn` are
+    both `conv2`. Where that gives more groups than anyone would unfreeze one by one, those whose
+    names have no number of a block go with the one before, or, where there are no blocks, those
+    without a kernel; and if there are still too many, neighbours are joined. What has nothing to
+    train with it, such as a counter, goes with the group before.
+
+    Args:
+        names: Paths such as `block1/conv`, from the input side to the output side.
+        learned: Whether a gradient trains any of it.
+        kernels: Whether any of it has two dimensions or more.
+
+    Returns:
+        At most 8 groups, input side first; none if nothing is learned.
+    """
+    if not any(learned):
+        return ()
+    paths = [name.split("/") for name in names]
+    agree = (len(set(parts)) == 1 for parts in zip(*(path[:-1] for path in paths), strict=False))
+    root = len(list(takewhile(bool, agree)))
+    blocks = [_BLOCK.match(path[root]) for path in paths]
+    labels = [block[0] if block else path[root] for block, path in zip(blocks, paths, strict=True)]
+    groups = _neighbours(labels, [bool(learn) for learn in learned], learned)
+    if len(groups) > _MOST:
+        starts = [bool(block) for block in blocks]
+        if len({label for label, start in zip(labels, starts, strict=True) if start}) < 2:
+            starts = list(kernels)
+        groups = _neighbours(labels, starts, learned)
+    count = min(len(groups), _MOST)
+    bounds = [len(groups) * i // count for i in range(count + 1)]
+    joined: list[Group] = []
+    for low, high in pairwise(bounds):
+        first, last = groups[low].name, groups[high - 1].name
+        name = first if high - low == 1 else f"{first}..{last}"
+        taken = [HEAD, *(group.name for group in joined)]
+        members = tuple(i for group in groups[low:high] for i in group.members)
+        joined.append(Group(name if name not in taken else f"{name}_{len(joined)}", members))
+    return tuple(joined)
+
+
+def _neighbours(
+    labels: Sequence[str], starts: Sequence[bool], learned: Sequence[bool]
+) -> list[Group]:
+    """Groups neighbours of one label; only what `starts` says may begin another group."""
+    groups: list[Group] = []
+    for i, label in enumerate(labels):
+        last = groups[-1] if groups else None
+        if last is None:
+            groups.append(Group(label, (i,)))
+        elif not any(learned[member] for member in last.members):
+            groups[-1] = Group(label, (*last.members, i))
+        elif label == last.name or not starts[i]:
+            groups[-1] = Group(last.name, (*last.members, i))
+        else:
+            groups.append(Group(label, (i,)))
+    return groups
+
+
+def by_pattern(names: Sequence[str], learned: Sequence[bool], patterns: str) -> tuple[Group, ...]:
+    """Groups weights by regular expressions.
+
+    Args:
+        names: Paths such as `block1/conv/kernel`.
+        learned: Whether a gradient trains it.
+        patterns: Regular expressions between semicolons, one a stage, input side first, each
+            searched in the paths; they are the names of the stages.
+
+    Returns:
+        The groups.
+
+    Raises:
+        UserError: If a pattern is not valid or finds nothing to train, or if a weight is found by
+            none or by several.
+    """
+    parts = [part.strip() for part in patterns.split(";") if part.strip()]
+    if not parts or len(set(parts)) < len(parts) or HEAD in parts:
+        raise UserError(
+            f"--stages must hold different regular expressions, none of them {HEAD!r}, "
+            f"and is {patterns!r}",
+            "Write it as 'stem|block1;block2;block3'.",
+        )
+    members: dict[str, list[int]] = {part: [] for part in parts}
+    for i, name in enumerate(names):
+        found = [part for part in parts if _search(part, name)]
+        if len(found) != 1:
+            among = f"by {' and '.join(map(repr, found))}" if found else "by none"
+            raise UserError(
+                f"--stages must find each weight once, and finds {name!r} {among}",
+                "--mode=inspect --list_weights shows the paths of all weights.",
+            )
+        members[found[0]].append(i)
+    if empty := [part for part in parts if not any(learned[i] for i in members[part])]:
+        raise UserError(
+            f"--stages must find a weight to train with each pattern, and {empty[0]!r} finds none",
+            "--mode=inspect --list_weights shows the paths of all weights.",
+        )
+    return tuple(Group(name, tuple(found)) for name, found in members.items())
+
+
+def _search(pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise UserError(
+            f"--stages must hold regular expressions, and {pattern!r} is none: {error}",
+            "Write it as 'stem|block1;block2;block3'.",
+        ) from error
