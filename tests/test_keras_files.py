@@ -101,9 +101,19 @@ def test_model_of_our_own_gives_its_backbone(tmp_path, colour):
     model = FineTuner(load_backbone("glyphs"), keras.layers.Dense(3))
     model.unfreeze(["block4"])
     model.save(tmp_path / "model.keras")
-    backbone = load_backbone(str(tmp_path / "model.keras"))
+    path = str(tmp_path / "model.keras")
+    backbone = load_backbone(path, bn="freeze", stages="stem|block[12];block[34]")
     assert backbone.unfrozen == ()
+    assert [stage.name for stage in backbone.stages] == ["stem|block[12]", "block[34]"]
+    assert sum(len(stage.learned) for stage in backbone.stages) == 21
     np.testing.assert_allclose(backbone(colour), model.backbone(colour), atol=1e-5)
+    with pytest.raises(UserError, match="taken as it is"):
+        load_backbone(path, value_range=(0, 255))
+    first = backbone.fingerprint
+    assert load_backbone(path).fingerprint == first
+    model.backbone.weights[0].assign(model.backbone.weights[0] + 1)
+    model.save(path)
+    assert load_backbone(path).fingerprint != first
 
 
 @pytest.mark.parametrize(

@@ -154,14 +154,11 @@ class Stage:
 class Backbone(keras.layers.Layer):
     """A pretrained network from images to features, frozen until a stage is unfrozen.
 
-    A subclass sets the attributes below in `__init__` and writes `features`.
+    A subclass sets the attributes below in `__init__`, `stages` by `regroup`, and writes `features`
+    and `find_stages`.
 
     Args:
-        bn: Where batch normalization goes by the statistics of the batch while training.
         **kwargs: `name`, `dtype` and the like, as for every Keras layer.
-
-    Raises:
-        ValueError: If `bn` is none of `stage`, `freeze`, `train`.
 
     Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`, of any size.
     Output: features `[batch, units]`, float32. Maps `[batch, h, w, units]` and tokens
@@ -172,6 +169,8 @@ class Backbone(keras.layers.Layer):
         contract: What the network wants of its images.
         preprocessing: What the network does to its images itself, in words; empty if nothing.
         units: Size of the feature vector.
+        pattern: Regular expressions of the stages; empty if they were found.
+        bn: Where batch normalization goes by the statistics of the batch while training.
         stages: Groups of weights, input side first; every weight is in exactly one. A network
             that cannot be trained has none.
         untrainable: Why the network cannot be trained; empty if it can.
@@ -182,17 +181,16 @@ class Backbone(keras.layers.Layer):
     contract: ImageContract
     preprocessing: str = ""
     units: int
+    pattern: str
+    bn: str
     stages: tuple[Stage, ...]
     untrainable: str = ""
     fingerprint: str
 
-    def __init__(self, bn: str = "stage", **kwargs):
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
         # XLA has no antialiased resize, and Keras would turn it on by itself on a GPU.
         self.supports_jit = False
-        if bn not in BATCH_NORM:
-            raise ValueError(f"Expected bn among {list(BATCH_NORM)}, received {bn!r}.")
-        self.bn = bn
 
     def features(self, images: tf.Tensor, training: bool) -> tf.Tensor:
         """Runs the network.
@@ -204,6 +202,28 @@ class Backbone(keras.layers.Layer):
         Returns:
             Float `[batch, units]`, `[batch, n, units]` or `[batch, h, w, units]`.
         """
+        raise NotImplementedError
+
+    def regroup(self, pattern: str = "", bn: str = "stage") -> None:
+        """Groups the weights into other stages, and freezes them all.
+
+        Args:
+            pattern: Regular expressions of the stages, between semicolons, input side first;
+                found if empty.
+            bn: Where batch normalization goes by the statistics of the batch while training.
+
+        Raises:
+            UserError: If the pattern does not find every weight once.
+            ValueError: If `bn` is none of `stage`, `freeze`, `train`.
+        """
+        if bn not in BATCH_NORM:
+            raise ValueError(f"Expected bn among {list(BATCH_NORM)}, received {bn!r}.")
+        self.pattern, self.bn = pattern, bn
+        self.stages = self.find_stages()
+        self.unfreeze([])
+
+    def find_stages(self) -> tuple[Stage, ...]:
+        """Groups the weights by `pattern`, or by their names; what trains now does not matter."""
         raise NotImplementedError
 
     def call(self, images, training=False):
@@ -267,6 +287,7 @@ class Backbone(keras.layers.Layer):
             "source": self.source,
             "size": self.contract.size,
             "value_range": self.contract.value_range,
+            "pattern": self.pattern,
             "bn": self.bn,
             "unfrozen": list(self.unfrozen),
             "fingerprint": self.fingerprint,

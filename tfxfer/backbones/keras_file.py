@@ -70,9 +70,31 @@ def load_keras_file(
         ) from error
     ours = getattr(network, "backbone", None)
     if isinstance(ours, Backbone):
-        ours.unfreeze([])
-        return ours
+        return _taken_over(ours, spec, image_size, value_range, pattern, bn)
     return load_keras_model(network, spec.text, **options)
+
+
+def _taken_over(
+    ours: Backbone,
+    spec: Spec,
+    image_size: tuple[int, int] | None,
+    value_range: tuple[float, float] | None,
+    pattern: str,
+    bn: str,
+) -> Backbone:
+    """Takes the backbone out of a model of ours, with its contract and its present weights."""
+    if image_size or value_range or set(spec.options) - {"safe_mode"}:
+        raise UserError(
+            f"Backbone {spec.text!r} is that of a model that this program made, which is taken as "
+            "it is",
+            "Leave --image_size, --value_range and options other than safe_mode out.",
+        )
+    digest = hashlib.sha256(ours.fingerprint.encode())
+    for weight in ours.get_weights():
+        digest.update(weight.tobytes())
+    ours.source, ours.fingerprint = spec.text, digest.hexdigest()
+    ours.regroup(pattern or ours.pattern, bn)
+    return ours
 
 
 def _check_whole(path: Path, source: str) -> None:

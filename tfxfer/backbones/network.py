@@ -51,10 +51,9 @@ class KerasBackbone(Backbone):
         fingerprint: str = "",
         **kwargs,
     ):
-        super().__init__(bn=bn, **kwargs)
+        super().__init__(**kwargs)
         self.source = source
         self.contract = contract
-        self.pattern = pattern
         self.family = family
         self._preprocess = _family(family).preprocess_input if family else lambda images: images
         self.preprocessing = f"keras.applications.{family}.preprocess_input" if family else ""
@@ -67,15 +66,19 @@ class KerasBackbone(Backbone):
             )
         self.units = shape[-1]
         self.network = network
-        # So that every weight shows whether it is one to train. First off, since Keras passes over
-        # what is on already, even if single layers are off.
-        network.trainable = False
-        network.trainable = True
-        self.stages = _stages(network, pattern, bn)
-        self.untrainable = "" if self.stages else "it has no weights to train"
         self.fingerprint = fingerprint or _fingerprint(network, f"{contract}, {family}")
         self.built = True
+        self.regroup(pattern, bn)
+        self.untrainable = "" if self.stages else "it has no weights to train"
         self.unfreeze(unfrozen)
+
+    def find_stages(self):
+        """Groups the layers; see `Backbone`."""
+        # So that every weight shows whether it is one to train. First off, since Keras passes over
+        # what is on already, even if single layers are off.
+        self.network.trainable = False
+        self.network.trainable = True
+        return _stages(self.network, self.pattern, self.bn)
 
     def features(self, images, training):
         """Runs the network; see `Backbone`."""
@@ -88,7 +91,6 @@ class KerasBackbone(Backbone):
             "network": keras.saving.serialize_keras_object(self.network),
             "channels": self.contract.channels,
             "family": self.family,
-            "pattern": self.pattern,
         }
 
     @classmethod

@@ -77,11 +77,10 @@ class SavedModelBackbone(Backbone):
         unfrozen: list[str] | tuple[str, ...] = (),
         **kwargs,
     ):
-        super().__init__(bn=bn, **kwargs)
+        super().__init__(**kwargs)
         folder = Path(folder)
         self.source = source or str(folder)
         self.output_name = output
-        self.pattern = pattern
         self.fingerprint = _fingerprint(folder, output)
         # In a plain object, which Keras does not track: the weights are the state of this layer,
         # and an exported model must not carry the functions of the SavedModel a second time.
@@ -89,19 +88,21 @@ class SavedModelBackbone(Backbone):
         self.contract = contract_of(graph.inputs, self.source, image_size, value_range)
         self.units = _units(_pick(graph.outputs, output, self.source), self.source)
         self.untrainable = graph.untrainable
-        learned = {id(variable) for variable in graph.learned}
-        self.graph_weights = [_adopt(v, trainable=id(v) in learned) for v in graph.variables]
-        self.stages = self._find_stages()
+        trained = {id(variable) for variable in graph.learned}
+        self.graph_weights = [_adopt(v, trainable=id(v) in trained) for v in graph.variables]
         self._packed = "" if folder == resolve(GLYPHS) else _pack(folder, graph.hidden)
         self.built = True
+        self.regroup(pattern, bn)
         self.unfreeze(unfrozen)
 
-    def _find_stages(self) -> tuple[Stage, ...]:
+    def find_stages(self):
+        """Groups the variables; see `Backbone`."""
         variables = self._graph.variables
+        trained = {id(variable) for variable in self._graph.learned}
         order = variables_by_depth(self._graph.trace, variables)
         names = [variables[i].name.split(":")[0] for i in order]
         weights = [self.graph_weights[i] for i in order]
-        learned = [weight.trainable for weight in weights]
+        learned = [id(variables[i]) in trained for i in order]
         if self.pattern and not self.untrainable:
             groups = by_pattern(names, learned, self.pattern)
         else:
@@ -142,7 +143,6 @@ class SavedModelBackbone(Backbone):
         return {
             **super().get_config(),
             "output": self.output_name,
-            "pattern": self.pattern,
             "saved_model": self._packed,
         }
 
