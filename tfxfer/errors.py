@@ -1,5 +1,7 @@
 """The one error that is the user's to mend."""
 
+import re
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: a flag, a dataset, a backbone, a folder.
@@ -17,5 +19,8 @@ class UserError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """Returns the type and the first line of an error that a library raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        del lines[0]  # Keras: what was raised comes after.
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,12 +1,12 @@
 """Where pretrained networks come from: a backbone is loaded by its spec."""
 
-from pathlib import Path
+import difflib
 
 import keras
 
-from tfxfer.backbones.applications import load_application
+from tfxfer.backbones.applications import application_names, load_application
 from tfxfer.backbones.base import HEAD, Backbone, ImageContract, Stage
-from tfxfer.backbones.hub import resolve
+from tfxfer.backbones.hub import GLYPHS, exists, resolve
 from tfxfer.backbones.keras_file import SUFFIXES, load_keras_file
 from tfxfer.backbones.keras_model import load_keras_model
 from tfxfer.backbones.network import KerasBackbone
@@ -29,7 +29,7 @@ __all__ = [
 def load_backbone(
     source: str | keras.Model,
     *,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
     value_range: tuple[float, float] | None = None,
     data_size: tuple[int, int] | None = None,
     stages: str = "",
@@ -51,7 +51,7 @@ def load_backbone(
             *   `keras_hub:PRESET`, a folder or handle of KerasHub, with `layer=NAME`.
 
             Options stand in parentheses: `keras:MobileNetV2(alpha=0.35, weights=none)`.
-        image_size: Height and width, where the network leaves them open.
+        image_size: Height and width, or one number for both, where the network leaves them open.
         value_range: Values of black and of white that the network wants; found out if `None`.
         data_size: Height and width of the user's images; what a network of `keras.applications`
             without weights is built for, if there is no `image_size`.
@@ -66,12 +66,14 @@ def load_backbone(
     Raises:
         UserError: If there is no such backbone, or it cannot be used.
     """
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
     if isinstance(source, keras.Model):
         return load_keras_model(
             source, image_size=image_size, value_range=value_range, pattern=stages, bn=bn
         )
     # A path may hold anything, parentheses too.
-    spec = Spec(source, text=source) if Path(source).expanduser().exists() else parse_spec(source)
+    spec = Spec(source, text=source) if exists(source) else parse_spec(source)
     if spec.name.startswith("keras:"):
         if value_range is not None:
             raise UserError(
@@ -81,8 +83,14 @@ def load_backbone(
         return load_application(spec, image_size, data_size, stages, bn)
     if spec.name.startswith("keras_hub:"):
         return load_preset(spec, image_size, value_range, stages, bn)
-    if "://" not in spec.name and spec.name.endswith(SUFFIXES):
+    if "://" in spec.name and spec.name.endswith(SUFFIXES):
+        raise UserError(
+            f"A backbone by URL must be a SavedModel, and {spec.name!r} is a Keras file",
+            "Download it, and give its path.",
+        )
+    if spec.name.endswith(SUFFIXES):
         return load_keras_file(spec, image_size, value_range, stages, bn)
+    _check_name(spec.name)
     spec.only(["output"])
     return SavedModelBackbone(
         resolve(spec.name),
@@ -93,3 +101,15 @@ def load_backbone(
         pattern=stages,
         bn=bn,
     )
+
+
+def _check_name(name: str) -> None:
+    """Helps with names that lack their prefix or have a typo."""
+    if "/" in name or name == GLYPHS or exists(name):
+        return
+    known = {each.lower(): f"keras:{each}" for each in application_names()} | {GLYPHS: GLYPHS}
+    if near := difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.8):
+        raise UserError(
+            f"There is no backbone {name!r}",
+            f"Did you mean {' or '.join(known[each] for each in near)}?",
+        )

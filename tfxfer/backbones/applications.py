@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 
 from tfxfer.backbones.base import ImageContract
@@ -114,6 +115,11 @@ def _get(name: str) -> Any:
 
 def _function(name: str) -> Any:
     names = application_names()
+    if "(" in name:
+        raise UserError(
+            f"A backbone's options must stand in parentheses, and {name!r} has no ')' at its end",
+            "Close them, and quote the whole for the shell.",
+        )
     if name not in names:
         lower = {n.lower(): n for n in names}
         near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)
@@ -147,15 +153,33 @@ def _network(make: Any, source: str, weights: str | None, options: dict[str, Any
         ) from error
 
 
+def _as_saved(weights: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of the network with the classifier that a file was saved from.
+
+    Its dense layers depend on the size of the images, which was the usual one, and on the classes.
+    """
+    options = {key: value for key, value in options.items() if key != "input_shape"}
+    with h5py.File(weights) as file:
+        names: Any = file.attrs.get("layer_names")
+        if names is None:  # The format of Keras 3, in which layers find their weights by shape.
+            return options
+        layers: list[Any] = [file[name] for name in names]
+        sizes = [layer[name].shape for layer in layers for name in layer.attrs["weight_names"]]
+    return {**options, "classes": int(sizes[-1][-1])} if sizes else options
+
+
 def _load_weights(
     network: keras.Model, make: Any, weights: str, options: dict[str, Any]
 ) -> keras.Model:
     """Loads weights into a network without its classifier, from a file with or without it."""
     try:
         network.load_weights(weights)
-    except ValueError:
-        whole = make(include_top=True, weights=None, **options)
-        whole.load_weights(weights)
+    except ValueError as without:
+        try:
+            whole = make(include_top=True, weights=None, **_as_saved(weights, options))
+            whole.load_weights(weights)
+        except ValueError:
+            raise without from None  # It speaks of the network that was asked for.
         for ours, theirs in zip(network.weights, whole.weights, strict=False):
             ours.assign(theirs)
     return network

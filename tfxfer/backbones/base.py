@@ -59,7 +59,9 @@ class ImageContract:
         if self.dtype == "uint8":
             return tf.cast(tf.round(images), tf.uint8)
         low, high = self.value_range
-        return images if (low, high) == (0, 255) else images * ((high - low) / 255.0) + low
+        if (low, high) != (0, 255):
+            images = images * ((high - low) / 255.0) + low
+        return tf.cast(images, self.dtype)
 
     def __str__(self) -> str:
         size = f"{self.size[0]}x{self.size[1]}" if self.size else "any size"
@@ -103,9 +105,13 @@ def contract_of(
             f"not of --image_size={image_size[0]}x{image_size[1]}",
             "Leave --image_size out.",
         )
+    if dtype == tf.uint8 and value_range not in (None, (0.0, 255.0)):
+        raise UserError(
+            f"Backbone {source!r} takes bytes, which are 0 to 255", "Leave --value_range out."
+        )
     if dtype == tf.uint8:
         return ImageContract(size or image_size, channels, (0.0, 255.0), "uint8")
-    return ImageContract(size or image_size, channels, value_range or (0.0, 1.0))
+    return ImageContract(size or image_size, channels, value_range or (0.0, 1.0), dtype.name)
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ class Stage:
             normalization.
         layers: The layers that hold them, where the network consists of Keras layers.
         bn: Where batch normalization goes by the batch.
+        paths: Paths of `weights`, as `--stages` searches them.
     """
 
     name: str
@@ -126,6 +133,7 @@ class Stage:
     statistics: tuple[keras.Variable, ...] = ()
     layers: tuple[keras.layers.Layer, ...] = ()
     bn: str = "stage"
+    paths: tuple[str, ...] = ()
 
     @property
     def weights(self) -> tuple[keras.Variable, ...]:
@@ -220,6 +228,10 @@ class Backbone(keras.layers.Layer):
             raise ValueError(f"Expected bn among {list(BATCH_NORM)}, received {bn!r}.")
         self.pattern, self.bn = pattern, bn
         self.stages = self.find_stages()
+        if self.stages:
+            held = [id(weight) for stage in self.stages for weight in stage.weights]
+            if sorted(held) != sorted(id(weight) for weight in self.weights):
+                raise RuntimeError(f"The stages of {self.source!r} must hold each weight once.")
         self.unfreeze([])
 
     def find_stages(self) -> tuple[Stage, ...]:

@@ -2,7 +2,7 @@
 
 import io
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,6 @@ def _flops(function: Any) -> int:
     graph = convert_variables_to_constants_v2(function).graph
     profiler = tf.compat.v1.profiler
     options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
-    with redirect_stdout(io.StringIO()):
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         counted = profiler.profile(graph, options=options.with_empty_output().build())
     return counted.total_float_ops

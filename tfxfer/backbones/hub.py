@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,20 +46,43 @@ def resolve(handle: str) -> Path:
         folder = _download(handle)
     elif handle.endswith(_ARCHIVES):
         folder = _unpack(Path(handle).expanduser(), handle)
-    else:
+    elif exists(handle):
         folder = Path(handle).expanduser()
-    if not folder.is_dir():
+    else:
         raise UserError(
             f"A backbone must be 'glyphs', a file, a folder or a handle, "
             f"and there is no {handle!r}",
             "Check the path; see --help for the kinds of handles.",
         )
+    if folder.is_file():
+        raise UserError(
+            f"Backbone {handle!r} is a file of no kind that is known here",
+            "Give a .keras or .h5 file, or a .tar.gz or the folder of a SavedModel.",
+        )
     if not is_saved_model(folder):
         raise UserError(
             f"Backbone {handle!r} must hold a SavedModel, and has no saved_model.pb",
-            "Give the folder that contains saved_model.pb and variables/.",
+            _instead(folder, handle),
         )
     return folder
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or folder; what can be no path is none."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # Too long, or of a user that there is not.
+        return False
+
+
+def _instead(folder: Path, handle: str) -> str:
+    """Says what to give instead of a folder that holds no SavedModel."""
+    if (folder / "config.json").is_file() and (folder / "metadata.json").is_file():
+        return f"It looks like a preset of KerasHub: give keras_hub:{handle}."
+    inside = [path.name for path in sorted(folder.iterdir()) if is_saved_model(path)]
+    if inside:
+        return f"Give the folder inside: {handle.rstrip('/')}/{inside[-1]}."
+    return "Give the folder that contains saved_model.pb and variables/."
 
 
 def is_saved_model(folder: Path) -> bool:
@@ -140,12 +164,21 @@ def _unpack(archive: Path, handle: str) -> Path:
     folder = _cache() / digest
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The cache {folder.parent} cannot be written: {first_line(error)}",
+            f"Set {_CACHE} to a folder of yours.",
+        ) from error
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
         try:
             with tarfile.open(archive) as tar:
                 tar.extractall(unfinished, filter="data")
-        except (tarfile.TarError, OSError, EOFError) as error:
+                # To the end, where the checksum is: a header that is damaged looks like the end.
+                while tar.fileobj.read(2**20):
+                    pass
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise UserError(
                 f"Backbone {handle!r} must be a tar archive: {first_line(error)}",
                 "Download it again.",

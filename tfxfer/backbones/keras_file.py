@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 
 from tfxfer.backbones.base import Backbone
 from tfxfer.backbones.keras_model import load_keras_model
@@ -62,7 +64,7 @@ def load_keras_file(
             safe_mode=safe_mode,
         )
     except Exception as error:  # A broken file fails in whichever layer meets it first.
-        if path.suffix != ".keras":
+        if path.suffix != ".keras" and (not safe_mode or not _has_code(path)):
             return _through_keras_2(path, spec.text, error, **options)
         raise UserError(
             f"Backbone {spec.name!r} must hold a Keras model: {first_line(error)}",
@@ -95,6 +97,19 @@ def _taken_over(
     ours.source, ours.fingerprint = spec.text, digest.hexdigest()
     ours.regroup(pattern or ours.pattern, bn)
     return ours
+
+
+def _has_code(path: Path) -> bool:
+    """Whether a `.h5` file holds a `Lambda` layer, whose Python code Keras 2 would run unasked."""
+
+    def found(value: Any) -> bool:
+        if isinstance(value, dict):
+            named = value.get("class_name") in ("Lambda", "__lambda__")
+            return named or any(map(found, value.values()))
+        return isinstance(value, list) and any(map(found, value))
+
+    with h5py.File(path) as file:
+        return found(json.loads(str(file.attrs["model_config"])))
 
 
 def _check_whole(path: Path, source: str) -> None:
@@ -169,8 +184,10 @@ def _through_keras_2(
             import tf_keras
 
             whole: Any = tf_keras.models.load_model(path, compile=False)
+            whole.trainable = True  # Else what was frozen in the file is none to train for ever.
         except Exception:  # Neither Keras can read it; the first to try says why.
             raise problem from refused
+        options["value_range"] = options["value_range"] or _keras_2_range(whole)
         last = next((each for each in reversed(whole.layers) if each.weights), None)
         if layer:
             names = [each.name for each in whole.layers]
@@ -190,3 +207,26 @@ def _through_keras_2(
         f"{layer} {include_top}".encode() + path.read_bytes()
     ).hexdigest()
     return backbone
+
+
+_OPERATIONS = ("truediv", "divide", "subtract", "sub", "multiply", "mul", "add")
+
+
+def _keras_2_range(network: Any) -> tuple[float, float] | None:
+    """Reads the value range off layers that scale, as for Keras 3; `None` if there are none."""
+    for layer in network.layers:
+        kind = type(layer).__name__
+        if kind == "Rescaling":
+            return (0.0, 255.0) if np.max(np.abs(layer.scale)) < 1 / 50 else (0.0, 1.0)
+        if kind == "Normalization":
+            return (0.0, 255.0) if np.max(np.abs(np.asarray(layer.mean))) > 2 else (0.0, 1.0)
+        if kind == "Lambda":
+            return 0.0, 255.0
+        if kind == "TFOpLambda":
+            if layer.get_config()["function"].rpartition(".")[2] in _OPERATIONS:
+                return 0.0, 255.0
+            continue
+        inner = _keras_2_range(layer) if hasattr(layer, "layers") else None
+        if inner or layer.weights:
+            return inner
+    return None

@@ -52,6 +52,19 @@ def load_keras_model(
         scaled = _scaled_range(whole)
         family = "" if scaled else _known_family(whole)
         value_range = scaled or _UNIT
+    if family and whole.inputs[0].shape[-1] != 3:
+        if preprocessing:
+            raise UserError(
+                f"preprocessing={preprocessing} is for three channels, and backbone {source!r} "
+                f"takes {whole.inputs[0].shape[-1]}",
+                "Give --value_range instead.",
+            )
+        family = ""  # It has the name of a family, and not its weights.
+    if preprocessing and value_range not in (None, _BYTES):
+        raise UserError(
+            f"preprocessing={preprocessing} takes values from 0 to 255",
+            "Leave --value_range or preprocessing out.",
+        )
     if family:
         value_range = _BYTES
     assert value_range is not None
@@ -106,13 +119,35 @@ def _scaled_range(network: keras.Model) -> tuple[float, float] | None:
             return _BYTES if np.max(np.abs(layer.scale)) < 1 / 50 else _UNIT
         if isinstance(layer, keras.layers.Normalization):
             return _BYTES if np.max(np.abs(np.asarray(layer.mean))) > 2 else _UNIT
+        if isinstance(layer, keras.layers.Lambda):
+            return _BYTES
         if not isinstance(layer, keras.layers.Layer):
-            return _BYTES  # An operation such as `images / 127.5` stands in the graph by itself.
-        if isinstance(layer, keras.Model):
-            return _scaled_range(layer)
+            # An operation such as `images / 127.5` stands in the graph by itself.
+            if type(layer).__name__ in _ARITHMETIC:
+                return _BYTES if _scales_bytes(layer) else _UNIT
+            continue
+        # A model without weights may be augmentation, after which scaling comes.
+        if isinstance(layer, keras.Model) and (found := _scaled_range(layer)):
+            return found
         if layer.weights:
             return None
     return None
+
+
+_ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
+
+
+def _scales_bytes(operation: keras.Operation) -> bool:
+    """Whether `images / 127.5`, `images - 104` or the like expects values up to 255."""
+    node = operation._inbound_nodes[0]
+    constants = [
+        np.max(np.abs(np.asarray(value, np.float64)))
+        for value in (*node.arguments.args, *node.arguments.kwargs.values())
+        if value is not None and not keras.utils.is_keras_tensor(value)
+    ]
+    if type(operation).__name__ == "Multiply":
+        return any(value < 1 / 50 for value in constants)
+    return any(value > 2 for value in constants)
 
 
 def _known_family(network: keras.Model) -> str:

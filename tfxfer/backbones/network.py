@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfxfer.backbones.base import Backbone, ImageContract, Stage
 from tfxfer.backbones.stages import Group, by_block, by_pattern
-from tfxfer.errors import UserError
+from tfxfer.errors import UserError, first_line
 
 
 @keras.saving.register_keras_serializable(package="tfxfer")
@@ -90,6 +90,7 @@ class KerasBackbone(Backbone):
             **super().get_config(),
             "network": keras.saving.serialize_keras_object(self.network),
             "channels": self.contract.channels,
+            "image_dtype": self.contract.dtype,
             "family": self.family,
         }
 
@@ -99,7 +100,10 @@ class KerasBackbone(Backbone):
         config = dict(config)
         size, value_range = config.pop("size"), config.pop("value_range")
         config["contract"] = ImageContract(
-            tuple(size) if size else None, config.pop("channels"), tuple(value_range)
+            tuple(size) if size else None,
+            config.pop("channels"),
+            tuple(value_range),
+            config.pop("image_dtype", "float32"),
         )
         config["network"] = keras.saving.deserialize_keras_object(config["network"])
         return cls(**config)
@@ -112,7 +116,8 @@ def cut(network: keras.Model, source: str, layer: str = "", top: bool = False) -
         network: Any Keras model with one input.
         source: What it was loaded from.
         layer: Name of the layer whose output are the features. If empty, these are what goes into
-            the last layer with weights, if that is dense, and else the output.
+            the last layer with weights, if that is dense and the only way to an output, and else
+            the output.
         top: Whether to keep a dense layer at the end.
 
     Returns:
@@ -129,9 +134,15 @@ def cut(network: keras.Model, source: str, layer: str = "", top: bool = False) -
         )
     (images,) = inputs
     if layer:
-        return keras.Model(images, _layer(network, source, layer).output)
+        try:
+            return keras.Model(images, _layer(network, source, layer).output)
+        except ValueError as error:
+            raise UserError(
+                f"Backbone {source!r} cannot be cut at {layer!r}: {first_line(error)}",
+                "Name a layer between the input and the output.",
+            ) from error
     last: Any = next((each for each in reversed(network.layers) if each.weights), None)
-    if isinstance(last, keras.layers.Dense) and not top:
+    if isinstance(last, keras.layers.Dense) and not top and not _bypassed(outputs, last):
         return keras.Model(images, last.input)
     if len(outputs) != 1:
         names = ", ".join(each.name for each in network.layers[-4:])
@@ -140,6 +151,24 @@ def cut(network: keras.Model, source: str, layer: str = "", top: bool = False) -
             f"Name the layer to cut at with layer=NAME; the last are {names}.",
         )
     return keras.Model(images, outputs[0])
+
+
+def _bypassed(outputs: Any, layer: keras.layers.Layer) -> bool:
+    """Whether images reach an output of the layer by another way too: then it is no classifier."""
+    for output in outputs:
+        seen, open_ends, through, around = set(), [output], False, False
+        while open_ends:
+            operation, node, _ = open_ends.pop()._keras_history
+            if operation is layer:
+                through = True
+            elif isinstance(operation, keras.layers.InputLayer):
+                around = True
+            elif (id(operation), node) not in seen:
+                seen.add((id(operation), node))
+                open_ends += operation._inbound_nodes[node].input_tensors
+        if through and around:
+            return True
+    return False
 
 
 def _layer(network: keras.Model, source: str, name: str) -> keras.layers.Layer:
@@ -167,25 +196,34 @@ def _stages(network: keras.Model, pattern: str, bn: str) -> tuple[Stage, ...]:
     learned = [any(weight.trainable for weight in layer.weights) for layer in layers]
     groups = (
         _by_pattern(layers, paths, pattern)
-        if pattern
+        if pattern and layers
         else by_block(paths, learned, [_has_kernel(layer) for layer in layers])
     )
-    return tuple(_stage(group, layers, bn) for group in groups)
+    return tuple(_stage(group, layers, paths, bn) for group in groups)
 
 
 def _has_kernel(layer: keras.layers.Layer) -> bool:
     return any(len(weight.shape) > 1 for weight in layer.weights)
 
 
-def _stage(group: Group, layers: tuple[keras.layers.Layer, ...], bn: str) -> Stage:
+def _stage(
+    group: Group, layers: tuple[keras.layers.Layer, ...], paths: tuple[str, ...], bn: str
+) -> Stage:
     members = [layers[i] for i in group.members]
-    weights = list({id(w): w for layer in members for w in layer.weights}.values())
+    named = {
+        id(weight): (weight, _path(paths[i], layers[i], weight))
+        for i in group.members
+        for weight in layers[i].weights
+    }
+    learned = [(weight, path) for weight, path in named.values() if weight.trainable]
+    statistics = [(weight, path) for weight, path in named.values() if not weight.trainable]
     return Stage(
         group.name,
-        learned=tuple(weight for weight in weights if weight.trainable),
-        statistics=tuple(weight for weight in weights if not weight.trainable),
+        learned=tuple(weight for weight, _ in learned),
+        statistics=tuple(weight for weight, _ in statistics),
         layers=tuple(inner for layer in members for inner in layer._flatten_layers()),
         bn=bn,
+        paths=tuple(path for _, path in (*learned, *statistics)),
     )
 
 
@@ -194,7 +232,7 @@ def _by_pattern(
 ) -> tuple[Group, ...]:
     """Groups layers by patterns that are searched in the paths of their weights."""
     weights = [
-        (i, f"{path}/{weight.name}", weight.trainable)
+        (i, _path(path, layer, weight), weight.trainable)
         for i, (layer, path) in enumerate(zip(layers, paths, strict=True))
         for weight in layer.weights
     ]
@@ -216,12 +254,22 @@ def _by_pattern(
     )
 
 
+def _path(path: str, layer: keras.layers.Layer, weight: keras.Variable) -> str:
+    """The path of a layer and what comes after its name in that of a weight of it."""
+    inside = f"/{weight.path}".rpartition(f"/{layer.name}/")[2]
+    return f"{path}/{inside or weight.name}"
+
+
 def _layers(network: keras.Model, root: str = "") -> Iterator[tuple[keras.layers.Layer, str]]:
     """Gives the layers with weights and their paths, each once, from the input side."""
     seen = set()
     for layer in network.layers:
         path = f"{root}{layer.name}"
-        inner = _layers(layer, f"{path}/") if isinstance(layer, keras.Model) else [(layer, path)]
+        # A subclassed model may have weights of its own, such as position embeddings: one piece.
+        splits = isinstance(layer, keras.Model) and len(layer.weights) == len(
+            {id(weight) for each in layer.layers for weight in each.weights}
+        )
+        inner = _layers(layer, f"{path}/") if splits else [(layer, path)]
         for each, name in inner:
             if each.weights and id(each) not in seen:
                 seen.add(id(each))
@@ -244,7 +292,11 @@ def _fingerprint(network: keras.Model, contract: str) -> str:
             return [plain(inner) for inner in value]
         return names.get(value, value) if isinstance(value, str) else value
 
-    config = json.dumps(plain(network.get_config()), sort_keys=True, default=str)
+    try:
+        described = plain(network.get_config())
+    except NotImplementedError:  # A subclassed model that does not say how it was made.
+        described = [type(layer).__name__ for layer in network._flatten_layers()]
+    config = json.dumps(described, sort_keys=True, default=str)
     digest = hashlib.sha256(f"{contract}\n{config}".encode())
     for weight in network.weights:
         digest.update(tf.convert_to_tensor(weight.value).numpy().tobytes())

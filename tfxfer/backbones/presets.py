@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfxfer.backbones.keras_model import load_keras_model
-from tfxfer.backbones.network import KerasBackbone
+from tfxfer.backbones.network import KerasBackbone, cut
 from tfxfer.errors import UserError, first_line
 from tfxfer.spec import Spec
 
@@ -41,7 +41,7 @@ def load_preset(
         network = keras_hub.models.Backbone.from_preset(preset)
     except Exception as error:  # Downloads and files fail in whichever layer meets it first.
         raise UserError(
-            f"KerasHub has no backbone {preset!r}: {first_line(error)}",
+            f"Backbone {spec.name!r} could not be loaded by KerasHub: {first_line(error)}",
             "Check the preset and the network, or give the path of a downloaded folder.",
         ) from error
     if isinstance(network.input, dict):
@@ -49,6 +49,8 @@ def load_preset(
             f"Backbone {spec.name!r} must take images, and takes {', '.join(network.input)}",
             "Choose a preset for images.",
         )
+    # Before the scaling goes in front, in whose model the layers would be hidden.
+    network = cut(network, spec.text, str(spec.options.get("layer") or ""), top=True)
     converter = _converter(keras_hub, preset)
     if converter is not None:
         image_size = image_size or _size(converter) or _size_of(network)
@@ -57,7 +59,6 @@ def load_preset(
     return load_keras_model(
         network,
         spec.text,
-        layer=str(spec.options.get("layer") or ""),
         include_top=True,
         image_size=image_size,
         value_range=value_range,

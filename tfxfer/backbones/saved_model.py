@@ -99,11 +99,17 @@ class SavedModelBackbone(Backbone):
         """Groups the variables; see `Backbone`."""
         variables = self._graph.variables
         trained = {id(variable) for variable in self._graph.learned}
-        order = variables_by_depth(self._graph.trace, variables)
+        if self.pattern and self.untrainable:
+            raise UserError(
+                f"--stages is for backbones that can be trained, and {self.source!r} stays frozen: "
+                f"{self.untrainable}",
+                "Leave it out.",
+            )
+        order = _by_layer(variables_by_depth(self._graph.trace, variables), variables)
         names = [variables[i].name.split(":")[0] for i in order]
         weights = [self.graph_weights[i] for i in order]
         learned = [id(variables[i]) in trained for i in order]
-        if self.pattern and not self.untrainable:
+        if self.pattern:
             groups = by_pattern(names, learned, self.pattern)
         else:
             groups = by_block(names, learned, [len(weight.shape) > 1 for weight in weights])
@@ -113,6 +119,12 @@ class SavedModelBackbone(Backbone):
                 learned=tuple(weights[i] for i in group.members if learned[i]),
                 statistics=tuple(weights[i] for i in group.members if not learned[i]),
                 bn=self.bn,
+                paths=tuple(
+                    names[i]
+                    for wanted in (True, False)
+                    for i in group.members
+                    if learned[i] is wanted
+                ),
             )
             for group in groups
         )
@@ -317,9 +329,25 @@ def _rank(trace: Any) -> tuple[bool, bool]:
     return bool(shape.rank and shape[0] is not None), _is_for_training(trace)
 
 
+def _by_layer(order: list[int], variables: tuple[tf.Variable, ...]) -> list[int]:
+    """Keeps the variables of a layer together, at the place of the first.
+
+    Else a branch would tear kernel and bias apart: the bias is met as deep as the kernel of the
+    layer after, on a shorter way.
+    """
+    layers = [variables[i].name.rpartition("/")[0] or variables[i].name for i in order]
+    first = {layer: place for place, layer in reversed(list(enumerate(layers)))}
+    return [i for _, i in sorted(zip(layers, order, strict=True), key=lambda each: first[each[0]])]
+
+
 def _pick(outputs: Any, name: str, source: str) -> Any:
     """Takes the features out of a dict of outputs; TF Hub calls them `default`."""
     if not isinstance(outputs, dict):
+        if name:
+            raise UserError(
+                f"Backbone {source!r} has one output, which has no name, and not {name!r}",
+                "Leave output=NAME out.",
+            )
         return outputs
     if name in outputs:
         return outputs[name]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfxfer.backbones.base import Backbone
-from tfxfer.errors import UserError
+from tfxfer.errors import UserError, first_line
 
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 _SIZE = (64, 64)  # Of noise for a network that takes any size.
@@ -27,7 +27,20 @@ def check_features(backbone: Backbone, images: np.ndarray) -> None:
     Raises:
         UserError: If they are not.
     """
-    features = np.asarray(keras.ops.convert_to_numpy(backbone(images)), np.float64)
+    network = getattr(backbone, "network", None)
+    try:
+        if network is not None and backbone.contract.size is None:
+            # Without values: TensorFlow's kernels may kill the process on maps of no pixels, or
+            # read memory that nobody wrote.
+            network(keras.KerasTensor((1, *images.shape[1:3], backbone.contract.channels)))
+        features = np.asarray(keras.ops.convert_to_numpy(backbone(images)), np.float64)
+    except Exception as error:  # The network's own code may raise anything.
+        height, width = images.shape[1:3]
+        raise UserError(
+            f"Backbone {backbone.source!r} fails on images of {height}x{width}: "
+            f"{first_line(error)}",
+            "Give a larger --image_size, if they are too small for it.",
+        ) from error
     if not np.isfinite(features).all():
         raise UserError(
             f"The features of backbone {backbone.source!r} must be finite, and "
@@ -49,7 +62,7 @@ def check_features(backbone: Backbone, images: np.ndarray) -> None:
         )
 
 
-def check_value_range(backbone: Backbone) -> None:
+def check_value_range(backbone: Backbone) -> bool:
     """Checks the value range of a backbone with what its batch normalization has seen.
 
     The averages of the first batch normalization tell how widely its inputs spread while the
@@ -61,12 +74,17 @@ def check_value_range(backbone: Backbone) -> None:
     Args:
         backbone: Any; left as it was.
 
+    Returns:
+        Whether the value range is known to be right, or fits: false if nothing could tell.
+
     Raises:
         UserError: If another value range fits.
     """
+    if backbone.preprocessing or backbone.contract.dtype == "uint8":
+        return True
     pair = _first_averages(backbone)
-    if pair is None or backbone.preprocessing or backbone.contract.dtype == "uint8":
-        return
+    if pair is None:
+        return False
     low, high = backbone.contract.value_range
     noise = _noise(*(backbone.contract.size or _SIZE), backbone.contract.channels)
     with _training(backbone):
@@ -82,6 +100,7 @@ def check_value_range(backbone: Backbone) -> None:
             "spread than in its training",
             f"--value_range={best[0]:g},{best[1]:g} fits.",
         )
+    return True
 
 
 def _first_averages(backbone: Backbone) -> tuple[keras.Variable, keras.Variable] | None:

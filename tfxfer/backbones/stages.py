@@ -9,7 +9,9 @@ from tfxfer.backbones.base import HEAD
 from tfxfer.errors import UserError
 
 _MOST = 8
-_BLOCK = re.compile(r".*?(block|stage|layer|conv(?![123]d))_?\d+(?=[a-z]?(_|$))", re.IGNORECASE)
+_BLOCK = re.compile(
+    r".*?(?P<part>(block|stage|layer|conv(?![123]d))_?\d+)(?=[a-z]?(_|$))", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def by_block(
     root = len(list(takewhile(bool, agree)))
     blocks = [_BLOCK.match(path[root]) for path in paths]
     labels = [block[0] if block else path[root] for block, path in zip(blocks, paths, strict=True)]
+    labels = _with_block(labels, blocks)
     groups = _neighbours(labels, [bool(learn) for learn in learned], learned)
     if len(groups) > _MOST:
         starts = [bool(block) for block in blocks]
@@ -68,6 +71,16 @@ def by_block(
         members = tuple(i for group in groups[low:high] for i in group.members)
         joined.append(Group(name if name not in taken else f"{name}_{len(joined)}", members))
     return tuple(joined)
+
+
+def _with_block(labels: Sequence[str], blocks: Sequence[re.Match | None]) -> list[str]:
+    """Gives `bn_conv1` after `conv1` the label of that: the numbered part of both is the same."""
+    same: list[str] = []
+    for i, (label, block) in enumerate(zip(labels, blocks, strict=True)):
+        before = blocks[i - 1] if i else None
+        agree = block and before and block["part"].lower() == before["part"].lower()
+        same.append(same[-1] if agree else label)
+    return same
 
 
 def _neighbours(
@@ -101,8 +114,8 @@ def by_pattern(names: Sequence[str], learned: Sequence[bool], patterns: str) -> 
         The groups.
 
     Raises:
-        UserError: If a pattern is not valid or finds nothing to train, or if a weight is found by
-            none or by several.
+        UserError: If a pattern is not valid or finds nothing to train, if a weight is found by
+            none or by several, or if the patterns are not in the order of the weights.
     """
     parts = [part.strip() for part in patterns.split(";") if part.strip()]
     if not parts or len(set(parts)) < len(parts) or HEAD in parts:
@@ -126,6 +139,14 @@ def by_pattern(names: Sequence[str], learned: Sequence[bool], patterns: str) -> 
             f"--stages must find a weight to train with each pattern, and {empty[0]!r} finds none",
             "--mode=inspect --list_weights shows the paths of all weights.",
         )
+    middle = [sum(members[part]) / len(members[part]) for part in parts]
+    for before, after in pairwise(range(len(parts))):
+        if middle[before] > middle[after]:
+            raise UserError(
+                f"--stages must go from the input side to the output side, and {parts[before]!r} "
+                f"stands before {parts[after]!r}",
+                "Change their order.",
+            )
     return tuple(Group(name, tuple(found)) for name, found in members.items())
 
 

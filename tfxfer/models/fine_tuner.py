@@ -29,12 +29,20 @@ class FineTuner(keras.Model):
         head: Features `[batch, backbone.units]` to logits; trained in every phase that names it.
         **kwargs: As for every `keras.Model`.
 
+    Raises:
+        TypeError: If `backbone` is none.
+
     Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`.
     Output: what `head` returns, for a dense layer logits `[batch, units]`.
     """
 
     def __init__(self, backbone: Backbone, head: keras.layers.Layer, **kwargs):
         super().__init__(**kwargs)
+        if not isinstance(backbone, Backbone):
+            raise TypeError(
+                "Expected a backbone, such as load_backbone('glyphs') returns, received "
+                f"{backbone!r}."
+            )
         self.backbone = backbone
         self.head = head
         if not head.built:
