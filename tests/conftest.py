@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfxfer.backbones import Backbone, load_backbone
-from tfxfer.data import open_dataset
+from tfxfer.data.sources import open_dataset
 from tfxfer.export import save_hub_module
 from tfxfer.models import FineTuner
 

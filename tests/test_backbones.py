@@ -12,8 +12,9 @@ from tests.backbone_sources import SOURCES, Source
 from tests.conftest import moved, values
 from tfxfer.backbones import Backbone, load_backbone
 from tfxfer.backbones.self_check import check_features, check_value_range
-from tfxfer.export import save_classifier, served_probabilities
+from tfxfer.export import save_predictor, served_outputs
 from tfxfer.models import FineTuner, load_model
+from tfxfer.task import SINGLE_LABEL, Task
 
 
 class Made:
@@ -167,8 +168,8 @@ def test_keras_file_needs_nothing_else(made, colour, tmp_path):
 
 def test_exported_it_answers_alike(made, colour, tmp_path):
     model = made.model()
-    save_classifier(model, tmp_path / "1", ["a", "b", "c"], channels=3)
-    served = served_probabilities(tmp_path / "1", tf.data.Dataset.from_tensors(colour))
+    save_predictor(model, tmp_path / "1", Task(SINGLE_LABEL, ("a", "b", "c")), channels=3)
+    served = served_outputs(tmp_path / "1", tf.data.Dataset.from_tensors(colour))
     np.testing.assert_allclose(served, tf.nn.softmax(model(colour)), rtol=1e-3, atol=1e-5)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfxfer.data import open_dataset
+from tfxfer.data.sources import open_dataset
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

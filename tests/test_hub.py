@@ -121,5 +121,5 @@ def test_missing_extra_is_named(package, spec, extra, monkeypatch):
 
 
 def test_preset_that_is_none_is_refused(tmp_path):
-    with pytest.raises(UserError, match="has no backbone"):
+    with pytest.raises(UserError, match="could not be loaded by KerasHub"):
         load_backbone(f"keras_hub:{tmp_path}")

@@ -19,6 +19,10 @@ def test_gradual_passes_its_own_check():
     check_plan(gradual(STAGES, 1, 1e-3), STAGES)
 
 
+def test_a_plan_may_leave_stages_alone_where_that_is_meant():
+    check_plan([Phase("head", ("head",), 1, 1e-3)], STAGES, whole=False)
+
+
 @pytest.mark.parametrize(
     ("phases", "says"),
     [

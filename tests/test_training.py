@@ -1,6 +1,7 @@
 """The phase loop."""
 
 import json
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,12 +10,38 @@ import tensorflow as tf
 
 from tests.conftest import moved, values
 from tests.test_saved_model_backbone import Module, saved
+from tfxfer import heads
 from tfxfer.backbones import load_backbone
 from tfxfer.errors import UserError
+from tfxfer.evaluate import predict, score
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, gradual
+from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
+from tfxfer.training import loop
 from tfxfer.training.callbacks import MetricsLog
-from tfxfer.training.loop import _worse, train
+from tfxfer.training.loop import Data, _worse
+from tfxfer.training.objective import objective
+
+ABC = Task(SINGLE_LABEL, ("a", "b", "c"))
+
+
+class Repeated:
+    """The same batches in every epoch."""
+
+    def __init__(self, data: tf.data.Dataset):
+        self.data = data
+        self.steps = int(data.cardinality())
+        self.begun: list[int] = []
+
+    def epochs(self, first=0):
+        self.begun.append(first)
+        return self.data.repeat()
+
+
+def train(model, plan, data, validation_data, task=ABC, **options):
+    y = np.concatenate([batch for _, batch in data.as_numpy_iterator()])
+    both = Data(Repeated(data), validation_data)
+    return loop.train(model, plan, both, objective(task, y), **options)
 
 
 @pytest.fixture
@@ -78,7 +105,7 @@ def test_the_best_epoch_is_kept(model, data, images, labels):
     assert result.best_epoch < result.epochs == 6
     loss, accuracy = model.evaluate(other, verbose=0)
     assert loss == pytest.approx(result.val_loss, rel=1e-5)
-    assert accuracy == pytest.approx(result.val_accuracy)
+    assert accuracy == pytest.approx(result.val_metric)
 
 
 def test_a_phase_that_makes_validation_worse_is_undone(model, data):
@@ -87,10 +114,12 @@ def test_a_phase_that_makes_validation_worse_is_undone(model, data):
     kept, undone = train(model, [good, spoil], data, data)
     assert kept.kept
     assert not undone.kept
+    assert undone.val_loss is not None
+    assert kept.val_loss is not None
     assert undone.val_loss > kept.val_loss
     loss, accuracy = model.evaluate(data, verbose=0)
     assert loss == pytest.approx(kept.val_loss, rel=1e-5)
-    assert accuracy == pytest.approx(kept.val_accuracy)
+    assert accuracy == pytest.approx(kept.val_metric)
 
 
 def test_worse_means_more_than_chance():
@@ -158,3 +187,69 @@ def test_metrics_log_has_one_line_an_epoch(model, data, tmp_path):
     assert {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds"} < set(
         lines[0]
     )
+
+
+def test_phases_go_on_with_the_next_epochs(model, data, labels):
+    repeated = Repeated(data)
+    plan = gradual(model.stage_names, 2, 1e-2)
+    loop.train(model, plan, Data(repeated, data), objective(ABC, labels), patience=5)
+    assert repeated.begun == [0, 2, 4]
+
+
+def test_without_validation_phases_run_to_their_end_and_stand(model, data):
+    names = model.stage_names
+    plan = [Phase("good", names, 3, 1e-2), Phase("spoil", names, 2, 10.0)]
+    results = train(model, plan, data, None)
+    assert [(r.epochs, r.best_epoch, r.kept, r.val_loss) for r in results] == [
+        (3, 3, True, None),
+        (2, 2, True, None),
+    ]
+
+
+def test_the_head_learns_the_same_from_features(hub_folder, data, images, labels):
+    def trained(by_features):
+        keras.utils.set_random_seed(5)
+        model = FineTuner(load_backbone(str(hub_folder)), keras.layers.Dense(3))
+        features = None
+        if by_features:
+            x = tf.data.Dataset.from_tensor_slices((model.backbone(images), labels)).batch(8)
+            features = Data(Repeated(x), x)
+        calls = []
+        run = model.backbone.features
+        model.backbone.features = lambda *args: calls.append(args) or run(*args)
+        plan = [Phase("head", ("head",), 5, 1e-2)]
+        repeated = Data(Repeated(data), data)
+        (result,) = loop.train(model, plan, repeated, objective(ABC, labels), features=features)
+        assert bool(calls) != by_features
+        return model, result
+
+    by_images, images_result = trained(False)
+    by_features, features_result = trained(True)
+    assert features_result.val_loss == pytest.approx(images_result.val_loss, rel=1e-4)
+    for ours, theirs in zip(by_features.weights, by_images.weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    loss, accuracy = by_features.evaluate(data, verbose=0)
+    assert loss == pytest.approx(features_result.val_loss, rel=1e-3)
+    assert accuracy == features_result.val_metric
+
+
+@pytest.mark.parametrize("kind", [MULTI_LABEL, REGRESSION])
+def test_other_tasks_are_learned(hub_folder, images, kind):
+    """What is to be told is plain to see: how bright an image is."""
+    rng = np.random.default_rng(0)
+    bright = rng.uniform(20, 230, (24, 1, 1, 1))
+    images = np.clip(bright + rng.normal(size=(24, 12, 12, 1)), 0, 255).astype(np.uint8)
+    value = bright.reshape(24, 1).astype(np.float32)
+    task = Task(kind, ("bright", "dark"))
+    y = (
+        np.hstack([value > 125, value <= 125])
+        if kind == MULTI_LABEL
+        else np.hstack([value * 1000, -value])
+    )
+    data = tf.data.Dataset.from_tensor_slices((images, y.astype(np.float32))).batch(8)
+    model = FineTuner(load_backbone(str(hub_folder)), heads.linear(task, y))
+    plan = gradual(model.stage_names, 60, 3e-2)
+    results = train(model, plan, data, data, task, patience=60)
+    assert {r.metric for r in results} == {"accuracy" if kind == MULTI_LABEL else "rmse"}
+    found: Any = score(task, *predict(model, data))
+    assert found.f1 > 0.9 if kind == MULTI_LABEL else found.r2 > 0.9

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfxfer.backbones import load_backbone
-    from tfxfer.data import open_dataset
+    from tfxfer.data.pipeline import batches, train_batches
+    from tfxfer.data.sources import open_dataset
+    from tfxfer.data.splits import split_data
     from tfxfer.errors import UserError
     from tfxfer.export import save_hub_module
+    from tfxfer.methods.finetune import finetune
     from tfxfer.models import FineTuner, load_model
 
 __version__ = "0.1.0"
@@ -28,19 +31,27 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "FineTuner": "tfxfer.models",
     "UserError": "tfxfer.errors",
+    "batches": "tfxfer.data.pipeline",
+    "finetune": "tfxfer.methods.finetune",
     "load_backbone": "tfxfer.backbones",
     "load_model": "tfxfer.models",
-    "open_dataset": "tfxfer.data",
+    "open_dataset": "tfxfer.data.sources",
     "save_hub_module": "tfxfer.export",
+    "split_data": "tfxfer.data.splits",
+    "train_batches": "tfxfer.data.pipeline",
 }
 
 __all__ = [
     "FineTuner",
     "UserError",
+    "batches",
+    "finetune",
     "load_backbone",
     "load_model",
     "open_dataset",
     "save_hub_module",
+    "split_data",
+    "train_batches",
 ]
 
 

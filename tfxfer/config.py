@@ -9,12 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from tfxfer.errors import UserError
+from tfxfer.task import KINDS
 
-MODES = ("finetune", "inspect")
+MODES = ("finetune", "inspect", "cache")
 BATCH_NORM = ("stage", "freeze", "train")
+PROTOCOLS = ("standard", "vtab1k")
+AUGMENT = ("none", "light", "randaugment")
+MIX = ("none", "mixup", "cutmix")
+BALANCE = ("none", "class_weights", "sampling")
+
+CHOICES = {
+    "mode": MODES,
+    "bn": BATCH_NORM,
+    "task": ("auto", *KINDS),
+    "protocol": PROTOCOLS,
+    "augment": AUGMENT,
+    "mix": MIX,
+    "balance": BALANCE,
+}
+"""The values that a setting may have, where they are words."""
 
 # These speak of one invocation, not of the experiment: a config file does not set them.
-_INVOCATION = ("workdir", "overwrite", "dry_run", "debug", "list_weights")
+_INVOCATION = ("workdir", "overwrite", "dry_run", "debug", "list_weights", "clear")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -31,8 +47,59 @@ class RunConfig:
 
     mode: str = _setting("finetune", "What to do.")
     dataset: str = _setting(
-        "digits", "A TensorFlow Datasets name, such as mnist; 'digits' is embedded."
+        "digits",
+        "The data: a TensorFlow Datasets name or the folder of a prepared one, folder:PATH, "
+        "csv:FILE, tsv:FILE, jsonl:FILE, sklearn:NAME; options in parentheses. digits is embedded.",
     )
+    task: str = _setting(
+        "auto", "What the labels are; auto finds out: classes, several classes, or numbers."
+    )
+    data_dir: str = _setting(
+        "", "Folder of prepared datasets; that of TensorFlow Datasets if empty."
+    )
+    download: bool = _setting(True, "Download a dataset that is not prepared yet.")
+    tfds_manual_dir: str = _setting(
+        "", "Folder with the files that a TensorFlow Datasets name would download."
+    )
+    protocol: str = _setting(
+        "standard",
+        "vtab1k: 800 training examples and 200 of validation choose how long each phase trains, "
+        "then all 1000 train that long.",
+    )
+    shots: int = _setting(0, "Training examples of each class; all if 0.")
+    max_examples: int = _setting(0, "Most training examples; all if 0.")
+    folds: int = _setting(
+        0, "Cross-validation: train this often, each time on all but one fold of train; off if 0."
+    )
+    group_column: str = _setting(
+        "", "Column of a table; rows that agree in it stay in one part of the data."
+    )
+    scan: bool = _setting(
+        True,
+        "Decode every image once before training, to find damaged ones and near-identical ones in "
+        "two parts of the data.",
+    )
+    drop_leaks: bool = _setting(
+        False, "Leave out training examples that stand almost alike in validation or test."
+    )
+    skip_bad: bool = _setting(
+        False, "Go on without examples that cannot be used; results.json lists them."
+    )
+    augment: str = _setting(
+        "none", "Training images: as they are, flipped and cropped (light), or by RandAugment."
+    )
+    mix: str = _setting("none", "Mix training images and labels, two and two.")
+    balance: str = _setting(
+        "none", "Where classes differ in size: weigh their losses, or draw them equally often."
+    )
+    views: int = _setting(
+        0,
+        "With --augment: train the head on features of this many augmented versions of each image, "
+        "computed once; on new ones in every epoch if 0.",
+    )
+    cache_dir: str = _setting("", "Folder of features computed once; ~/.cache/tfxfer if empty.")
+    cache_gb: float = _setting(10.0, "What that folder may hold; the least recently used go.")
+    clear: bool = _setting(False, "With --mode=cache: empty it.")
     backbone: str = _setting(
         "glyphs",
         "The pretrained network: glyphs (embedded), keras:NAME, a .keras or .h5 file, the folder, "
@@ -63,9 +130,6 @@ class RunConfig:
     )
     list_weights: bool = _setting(False, "With --mode=inspect: list the weights of each stage.")
     workdir: str = _setting("", "Folder to write to; a new one under runs/ if empty.")
-    data_dir: str = _setting(
-        "", "Folder of prepared datasets; that of TensorFlow Datasets if empty."
-    )
     seed: int = _setting(0, "Seed of everything random, in [0, 2**32).")
     batch_size: int = _setting(32, "Examples a training step, over all devices; at least 1.")
     epochs: int = _setting(8, "Most epochs in each phase of the plan; at least 1.")
@@ -80,25 +144,41 @@ class RunConfig:
     )
 
     def __post_init__(self):
-        if self.mode not in MODES:
-            raise UserError(
-                f"--mode must be one of {', '.join(MODES)}, not {self.mode!r}",
-                "Choose one of them.",
-            )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}",
+                    "Choose one of them.",
+                )
         for name in ("dataset", "backbone"):
             if not getattr(self, name):
                 raise UserError(f"--{name} must not be empty", f"Leave --{name} out or name one.")
-        if self.bn not in BATCH_NORM:
-            raise UserError(
-                f"--bn must be one of {', '.join(BATCH_NORM)}, not {self.bn!r}",
-                "Choose one of them.",
-            )
         _ = self.image_pixels, self.image_values
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise UserError(
                     f"--{name} must be at least 1, not {getattr(self, name)}", "Give a larger one."
                 )
+        for name in ("shots", "max_examples", "views"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"--{name} must be at least 0, not {getattr(self, name)}", "Give a larger one."
+                )
+        if self.folds < 0 or self.folds == 1:
+            raise UserError(
+                f"--folds must be 0 or at least 2, not {self.folds}", "Five or ten are usual."
+            )
+        if self.protocol == "vtab1k" and (self.shots or self.max_examples or self.folds):
+            raise UserError(
+                "--protocol=vtab1k draws its own 1000 examples",
+                "Leave --shots, --max_examples and --folds out.",
+            )
+        if self.views and self.augment == "none":
+            raise UserError("--views counts augmented versions", "Give --augment too.")
+        if not (self.cache_gb > 0 and math.isfinite(self.cache_gb)):
+            raise UserError(
+                f"--cache_gb must be above 0 and finite, not {self.cache_gb}", "Give a size."
+            )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed must be in [0, 2**32), not {self.seed}", "Give another seed.")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
@@ -152,7 +232,7 @@ def settings_from_file(path: str) -> dict[str, Any]:
     Args:
         path: A JSON object of setting names and values. `versions` and the settings of one
             invocation (`workdir`, `overwrite`, `dry_run`, `debug`,
-            `list_weights`) are passed over.
+            `list_weights`, `clear`) are passed over.
 
     Returns:
         The settings found, by name.

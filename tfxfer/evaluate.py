@@ -1,4 +1,4 @@
-"""What a classifier is worth on data that it has not seen."""
+"""What a trained model is worth on data that it has not seen."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 from scipy.special import log_softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap, t
+from sklearn.metrics import average_precision_score, r2_score
+
+from tfxfer.task import MULTI_LABEL, SINGLE_LABEL, Task
+
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -26,61 +31,231 @@ class Evaluation:
     examples: int
 
 
+@dataclass(frozen=True)
+class MultiLabelEvaluation:
+    """How a classifier of several labels an example did on one part of the data.
+
+    Attributes:
+        f1: Harmonic mean of precision and recall over all decisions at a probability of 0.5, in
+            [0, 1].
+        f1_interval: 95% interval for it, by bootstrap over examples.
+        mean_average_precision: Mean over the classes that occur of the area under precision and
+            recall, in [0, 1].
+        exact: Share of examples with every label right, in [0, 1].
+        loss: Mean negative log-likelihood of a label, in nats.
+        examples: How many examples that was counted on: every one, once.
+    """
+
+    f1: float
+    f1_interval: tuple[float, float]
+    mean_average_precision: float
+    exact: float
+    loss: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class RegressionEvaluation:
+    """How well numbers were told on one part of the data.
+
+    Attributes:
+        rmse: Root of the mean squared error, in the units of the target; over all targets.
+        rmse_interval: 95% interval for it, by bootstrap over examples.
+        mae: Mean absolute error, in the units of the target.
+        r2: Share of the variance that is told, 1 at best; the mean over the targets. `None` for
+            one example, which has no variance.
+        loss: Mean squared error, in squared units of the target.
+        examples: How many examples that was counted on: every one, once.
+    """
+
+    rmse: float
+    rmse_interval: tuple[float, float]
+    mae: float
+    r2: float | None
+    loss: float
+    examples: int
+
+
+AnyEvaluation = Evaluation | MultiLabelEvaluation | RegressionEvaluation
+
+HEADLINE = {Evaluation: "accuracy", MultiLabelEvaluation: "f1", RegressionEvaluation: "rmse"}
+"""The figure of each kind that has an interval, and that folds are compared by."""
+
+
+@dataclass(frozen=True)
+class FoldSummary:
+    """A figure over the folds of a cross-validation.
+
+    Attributes:
+        name: Of the figure, such as `accuracy`.
+        values: Of each fold.
+        mean: Of the values.
+        interval: 95% interval for the mean.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    mean: float
+    interval: tuple[float, float]
+
+
 def predict(model: keras.Model, data: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Runs a classifier over all of `data`, once, on one device.
+    """Runs a model over all of `data`, once, on one device.
 
     Args:
-        model: From images to logits `[batch, classes]`.
-        data: Batches `(images, labels)` in a stable order, labels int `[batch]`.
+        model: From inputs to `[batch, units]`, such as logits.
+        data: Batches `(x, y)` in a stable order.
 
     Returns:
-        Logits `[examples, classes]` and labels `[examples]`, in the order of `data`.
+        Outputs `[examples, units]` and `y` `[examples, ...]`, in the order of `data`.
     """
-    images, _ = data.element_spec
-    step = tf.function(lambda batch: model(batch, training=False), input_signature=[images])
-    answers = [(step(batch).numpy(), labels.numpy()) for batch, labels in data]
-    logits, labels = zip(*answers, strict=True)
-    return np.concatenate(logits), np.concatenate(labels)
+    inputs, _ = data.element_spec
+    step = tf.function(lambda batch: model(batch, training=False), input_signature=[inputs])
+    answers = [(step(batch).numpy(), y.numpy()) for batch, y in data]
+    outputs, y = zip(*answers, strict=True)
+    return np.concatenate(outputs), np.concatenate(y)
 
 
-def example_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the negative log-likelihood of each label, float64 `[examples]`, in nats.
+def example_losses(task: Task, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns the loss of each example, float64 `[examples]`.
 
     Args:
-        logits: Float `[examples, classes]`.
-        labels: Int `[examples]`, from 0 to `classes - 1`.
+        task: What `y` is.
+        outputs: Logits, or numbers of a regression, `[examples, units]`.
+        y: As the task has it; of one class, shares of each `[examples, classes]` too.
+
+    Returns:
+        The negative log-likelihood in nats, for several labels their mean; or the squared error.
     """
-    return -log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
+    outputs = outputs.astype(np.float64)
+    if task.kind == SINGLE_LABEL and y.ndim == 2:
+        return -np.sum(y * log_softmax(outputs, axis=-1), axis=-1)
+    if task.kind == SINGLE_LABEL:
+        return -log_softmax(outputs, axis=-1)[np.arange(len(y)), y]
+    if task.kind == MULTI_LABEL:
+        return np.mean(np.logaddexp(0, outputs) - y * outputs, axis=-1)
+    return np.mean((outputs - y) ** 2, axis=-1)
 
 
-def score(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
-    """Scores logits against labels.
-
-    The interval is that of Wilson 1927, "Probable Inference, the Law of Succession, and
-    Statistical Inference".
+def score(task: Task, outputs: np.ndarray, y: np.ndarray) -> AnyEvaluation:
+    """Scores what a model says against what is true.
 
     Args:
-        logits: Float `[examples, classes]`, at least one example.
-        labels: Int `[examples]`, from 0 to `classes - 1`.
+        task: What `y` is.
+        outputs: Logits, or numbers of a regression, `[examples, units]`, at least one example.
+        y: As the task has it.
 
     Returns:
         The evaluation.
 
     Raises:
-        ValueError: If a logit is not finite, or a label is none of the classes.
+        ValueError: If an output is not finite, or a class is none of the task's.
     """
-    if not np.isfinite(logits).all():
-        raise ValueError("Expected finite logits, received some that are not.")
-    if labels.min() < 0 or labels.max() >= logits.shape[-1]:
+    if not np.isfinite(outputs).all():
+        raise ValueError("Expected finite outputs, received some that are not.")
+    loss = float(np.mean(example_losses(task, outputs, _in_range(task, y))))
+    if task.kind == SINGLE_LABEL:
+        return _score_classes(outputs, y, loss)
+    if task.kind == MULTI_LABEL:
+        return _score_labels(outputs, y, loss)
+    return _score_numbers(outputs, y, loss)
+
+
+def _in_range(task: Task, y: np.ndarray) -> np.ndarray:
+    if task.kind == SINGLE_LABEL and (y.min() < 0 or y.max() >= task.units):
         raise ValueError(
-            f"Expected labels from 0 to {logits.shape[-1] - 1}, "
-            f"received {labels.min()} to {labels.max()}."
+            f"Expected labels from 0 to {task.units - 1}, received {y.min()} to {y.max()}."
         )
+    return y
+
+
+def _score_classes(logits: np.ndarray, labels: np.ndarray, loss: float) -> Evaluation:
+    """The interval is Wilson 1927, "Probable Inference, the Law of Succession, ..."."""
     right = int(np.sum(np.argmax(logits, axis=-1) == labels))
     interval = binomtest(right, len(labels)).proportion_ci(0.95, method="wilson")
     return Evaluation(
         accuracy=right / len(labels),
         accuracy_interval=(float(interval.low), float(interval.high)),
-        loss=float(np.mean(example_losses(logits, labels))),
+        loss=loss,
         examples=len(labels),
     )
+
+
+def _score_labels(logits: np.ndarray, y: np.ndarray, loss: float) -> MultiLabelEvaluation:
+    said, true = logits > 0, y > 0.5
+    hits, wrong = np.sum(said & true, -1), np.sum(said ^ true, -1)
+
+    def f1(hits, wrong, axis=-1):
+        twice = 2 * np.sum(hits, axis)
+        return twice / np.maximum(twice + np.sum(wrong, axis), 1)
+
+    occurring = true.any(axis=0)
+    precision = (
+        float(average_precision_score(true[:, occurring], logits[:, occurring], average="macro"))
+        if occurring.any()
+        else 0.0
+    )
+    return MultiLabelEvaluation(
+        f1=float(f1(hits, wrong)),
+        f1_interval=_bootstrap((hits, wrong), f1),
+        mean_average_precision=precision,
+        exact=float(np.mean(wrong == 0)),
+        loss=loss,
+        examples=len(y),
+    )
+
+
+def _score_numbers(outputs: np.ndarray, y: np.ndarray, loss: float) -> RegressionEvaluation:
+    squares = np.mean((outputs.astype(np.float64) - y) ** 2, axis=-1)
+
+    def root(squares, axis=-1):
+        return np.sqrt(np.mean(squares, axis))
+
+    return RegressionEvaluation(
+        rmse=float(root(squares)),
+        rmse_interval=_bootstrap((squares,), root),
+        mae=float(np.mean(np.abs(outputs.astype(np.float64) - y))),
+        r2=float(r2_score(y, outputs)) if len(y) > 1 else None,
+        loss=loss,
+        examples=len(y),
+    )
+
+
+def _bootstrap(samples: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
+    """Returns the percentile interval of Efron 1979, "Bootstrap Methods: Another Look ..."."""
+    if len(samples[0]) < 2:
+        value = float(statistic(*samples))
+        return value, value
+    found = bootstrap(
+        samples,
+        statistic,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        paired=len(samples) > 1,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def summarise_folds(evaluations: list[AnyEvaluation], test_share: float) -> FoldSummary:
+    """Takes the folds of a cross-validation together.
+
+    Folds share training examples, so that their scores are not independent. The variance is
+    corrected for it as in Nadeau and Bengio 2003, "Inference for the Generalization Error":
+    `(1/k + test/train) s^2`, with Student's t for `k - 1` degrees of freedom.
+
+    Args:
+        evaluations: One a fold, all of one kind, at least two.
+        test_share: Number of test examples over that of training examples.
+
+    Returns:
+        The headline figure of each fold, their mean and its interval.
+    """
+    name = HEADLINE[type(evaluations[0])]
+    values = np.array([getattr(each, name) for each in evaluations])
+    folds = len(values)
+    spread = np.sqrt((1 / folds + test_share) * values.var(ddof=1))
+    half = float(t.ppf(0.975, folds - 1) * spread)
+    mean = float(values.mean())
+    return FoldSummary(name, tuple(map(float, values)), mean, (mean - half, mean + half))

@@ -1,41 +1,47 @@
-"""SavedModels: a classifier to serve, and a backbone in the format of TensorFlow Hub."""
+"""SavedModels: a model to serve, and a backbone in the format of TensorFlow Hub."""
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfxfer.task import MULTI_LABEL, REGRESSION, Task
 
-def save_classifier(
-    model: keras.Model, path: str | os.PathLike, label_names: Sequence[str], channels: int
-) -> None:
-    """Saves a classifier as a SavedModel that takes images as they are and names their classes.
+
+def save_predictor(model: keras.Model, path: str | os.PathLike, task: Task, channels: int) -> None:
+    """Saves a model as a SavedModel that takes images as they are and says what it sees.
 
     The signature `serving_default` takes `images`, uint8 `[batch, height, width, channels]` of
-    any size, and gives `probabilities`, float32 `[batch, classes]`, and `labels`, the name of the
-    most probable class, string `[batch]`. Reading it needs TensorFlow alone.
+    any size. For one class an example it gives `probabilities`, float32 `[batch, classes]`, and
+    `labels`, the name of the most probable class, string `[batch]`; for several classes
+    `probabilities` and `names`, string `[classes]`; for a regression `values`, float32
+    `[batch, targets]`, and `names`, string `[targets]`. Reading it needs TensorFlow alone.
 
     Args:
-        model: From images to logits `[batch, classes]`; what prepares the images is inside.
+        model: From images to logits, or to the numbers of a regression, `[batch, task.units]`;
+            what prepares the images is inside.
         path: The folder to write, which appears whole or not at all; one already there is
             replaced.
-        label_names: Names of the classes, in the order of the logits.
+        task: What the model tells.
         channels: Channels of the images, 1 or 3.
     """
     images = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
 
     @tf.function(input_signature=[images])
     def serve(images):
-        probabilities = tf.nn.softmax(tf.cast(model(images, training=False), tf.float32))
-        return {
-            "probabilities": probabilities,
-            "labels": tf.gather(tf.constant(label_names), tf.argmax(probabilities, axis=-1)),
-        }
+        outputs = tf.cast(model(images, training=False), tf.float32)
+        names = tf.constant(task.names)
+        if task.kind == REGRESSION:
+            return {"values": outputs, "names": names}
+        if task.kind == MULTI_LABEL:
+            return {"probabilities": tf.sigmoid(outputs), "names": names}
+        labels = tf.gather(names, tf.argmax(outputs, axis=-1))
+        return {"probabilities": tf.nn.softmax(outputs), "labels": labels}
 
     # Not model.export(): Keras 3.15 writes every weight twice, once by itself and once wrapped.
     module = tf.Module()
@@ -55,18 +61,21 @@ def save_keras_model(model: keras.Model, path: str | os.PathLike) -> None:
         model.save(unfinished)
 
 
-def served_probabilities(path: str | os.PathLike, images: tf.data.Dataset) -> np.ndarray:
-    """Asks a saved classifier for the probabilities of images, loading it anew.
+def served_outputs(path: str | os.PathLike, images: tf.data.Dataset) -> np.ndarray:
+    """Asks a saved predictor for its answers, loading it anew.
 
     Args:
-        path: A folder that `save_classifier` wrote.
+        path: A folder that `save_predictor` wrote.
         images: Batches of images as they are, uint8 `[batch, height, width, channels]`.
 
     Returns:
-        Float32 `[examples, classes]`, in the order of `images`.
+        Probabilities, or the numbers of a regression, float32 `[examples, units]`, in the order
+        of `images`.
     """
     serve = tf.saved_model.load(os.fspath(path)).signatures["serving_default"]
-    return np.concatenate([serve(images=batch)["probabilities"].numpy() for batch in images])
+    answers = [serve(images=batch) for batch in images]
+    key = "probabilities" if "probabilities" in answers[0] else "values"
+    return np.concatenate([answer[key].numpy() for answer in answers])
 
 
 @contextlib.contextmanager

@@ -29,18 +29,19 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from tfxfer.config import BATCH_NORM, MODES, RunConfig, settings_from_file
+from tfxfer.config import CHOICES, RunConfig, settings_from_file
 from tfxfer.errors import UserError
+from tfxfer.spec import parse_spec
 
 _WRONG_EXPORT = 1
 _USER_MISTAKE = 2
 _INTERRUPTED = 130
 _HELP = ("help", "helpshort")
-_ENUMS = {"mode": MODES, "bn": BATCH_NORM}
 
 
 _DEFINE = {
@@ -56,8 +57,8 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     for field in dataclasses.fields(RunConfig):
         text = field.metadata["help"]
-        if field.name in _ENUMS:
-            default, choices = str(field.default), _ENUMS[field.name]
+        if field.name in CHOICES:
+            default, choices = str(field.default), CHOICES[field.name]
             flags.DEFINE_enum(field.name, default, choices, text, flag_values=values)
         else:
             define = _DEFINE[type(field.default)]
@@ -131,7 +132,8 @@ def _run(config: RunConfig) -> int:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from tfxfer.report import workdir
 
-    path = workdir.choose_workdir(config) if config.mode != "inspect" else None
+    path = workdir.choose_workdir(config) if config.mode == "finetune" else None
+    _check_dataset(config)
     with contextlib.nullcontext() if config.debug else _quiet_tensorflow():
         import tensorflow as tf
 
@@ -142,6 +144,16 @@ def _run(config: RunConfig) -> int:
     method = importlib.import_module(f"tfxfer.methods.{config.mode}")
     result = method.run(config, path, Console())
     return 0 if result is None or result.passed else _WRONG_EXPORT
+
+
+def _check_dataset(config: RunConfig) -> None:
+    """Asks for a dataset that cannot be had before TensorFlow takes its seconds to start."""
+    from tfxfer.data.availability import check_available
+    from tfxfer.data.kinds import TFDS, kind_of
+
+    spec = parse_spec(config.dataset)
+    if config.mode != "cache" and kind_of(spec) == TFDS and not Path(spec.name).is_file():
+        check_available(spec.name, config.data_dir, config.download, config.tfds_manual_dir)
 
 
 @contextlib.contextmanager

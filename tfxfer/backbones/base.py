@@ -7,14 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfxfer.config import BATCH_NORM
 from tfxfer.errors import UserError
 
 HEAD = "head"
 """The name of what stands on a backbone; no stage of a backbone has it."""
-
-BATCH_NORM = ("stage", "freeze", "train")
-"""Where batch normalization goes by the statistics of the batch, and moves its averages, while
-training: in the stages that train (`stage`), nowhere (`freeze`), everywhere (`train`)."""
 
 
 @dataclass(frozen=True)

@@ -335,7 +335,7 @@ def _by_layer(order: list[int], variables: tuple[tf.Variable, ...]) -> list[int]
     Else a branch would tear kernel and bias apart: the bias is met as deep as the kernel of the
     layer after, on a shorter way.
     """
-    layers = [variables[i].name.rpartition("/")[0] or variables[i].name for i in order]
+    layers = [variables[i].name.rpartition("/")[0] or str(i) for i in order]
     first = {layer: place for place, layer in reversed(list(enumerate(layers)))}
     return [i for _, i in sorted(zip(layers, order, strict=True), key=lambda each: first[each[0]])]
 

@@ -1,12 +1,35 @@
 """From examples in order to batches on their way to the device."""
 
-import tensorflow as tf
+from dataclasses import dataclass
 
+import numpy as np
+import tensorflow as tf
+from sklearn.utils.class_weight import compute_class_weight
+
+from tfxfer.config import BALANCE as BALANCES
+from tfxfer.data.augment import (
+    AUGMENTS,
+    CUTMIX,
+    MIXES,
+    NONE,
+    augmenter,
+    check_name,
+    mixer,
+    resize,
+)
+from tfxfer.data.base import IMAGE
 from tfxfer.data.splits import Part
 from tfxfer.errors import UserError
+from tfxfer.task import REGRESSION, SINGLE_LABEL
+
+_, CLASS_WEIGHTS, SAMPLING = BALANCES
 
 _SHUFFLE_BYTES = 256 * 2**20
-_USUAL_BYTES = 500 * 500 * 3  # Of an image of unknown size.
+_ENTRY_BYTES = 500  # Of id, label and bookkeeping of one example that waits to be shuffled.
+_FOREVER = np.iinfo(np.int64).max
+
+# What is drawn in an epoch, each from a key of its own.
+_ORDER, _AUGMENT, _MIX, _SAMPLE = range(4)
 
 
 def batches(
@@ -14,63 +37,402 @@ def batches(
     batch_size: int,
     *,
     image_size: tuple[int, int] | None = None,
-    shuffle_seed: int | None = None,
     replicas: int = 1,
+    one_hot: bool = False,
 ) -> tf.data.Dataset:
-    """Batches a part of the data; the last batch may be smaller, so every example counts.
+    """Batches a part of the data in its order, for evaluation; every example counts.
 
     Except for several replicas: a replica without a share of a batch fails in `tf.distribute`,
     and Keras 3.15 wants equal shares as it builds a model. So batch size and number of examples
-    are then brought down to multiples of `replicas`, in shuffled data others in every epoch.
+    are then brought down to multiples of `replicas`.
 
     Args:
-        part: Examples `(id, image, label)`, images uint8 `[height, width, channels]`.
-        batch_size: Examples a batch, at least 1.
+        part: The examples.
+        batch_size: Examples a batch, at least 1; the last batch may be smaller.
         image_size: Height and width to bring images to where theirs vary, so that they can
-            stand in one batch; images of one fixed size stay as they are.
-        shuffle_seed: Seed of a new order in every epoch; the order of `part` if `None`.
+            stand in one batch; images of one fixed size, and other inputs, stay as they are.
         replicas: Devices that share a batch.
+        one_hot: Whether to give classes as float32 `[batch, classes]`; single labels only.
 
     Returns:
-        Batches `(images, labels)`: values 0 to 255 `[batch, height, width, channels]`, uint8 or,
-        where they were resized, float32; int64 `[batch]`.
+        Batches `(x, y)`. Images 0 to 255 `[batch, height, width, channels]`, uint8 or, where they
+        were resized, float32; texts `[batch]`; numbers float32 `[batch, columns]`. `y` as the task
+        has it: int64 `[batch]`, or float32 `[batch, units]`.
 
     Raises:
-        UserError: If image sizes vary and `image_size` is `None`, or if there are fewer examples
-            than replicas.
+        UserError: If image sizes vary and `image_size` is `None`, if there are fewer examples
+            than replicas, or if `one_hot` is asked for other labels than single ones.
     """
-    dataset = part.dataset.map(lambda example_id, image, label: (image, label))
-    shape = dataset.element_spec[0].shape
-    varies = None in (shape[0], shape[1])
-    if varies and image_size is None:
+    size = _size(part, image_size)
+    _check(part, replicas, one_hot)
+    batch_size, examples = _multiple(batch_size, replicas), _multiple(part.examples, replicas)
+    units = part.source.info.task.units
+
+    def example(example_id, raw, y):
+        del example_id
+        return _input(part, raw, size), tf.one_hot(y, units) if one_hot else y
+
+    dataset = part.read().take(examples)
+    dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    # Without threads of its own: as measured, they cost more than they give.
+    dataset = dataset.batch(batch_size)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-examples // batch_size)))
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """Batches of a part of the data for training, epoch after epoch; see `train_batches`.
+
+    Give `epochs()` to `fit`, with `steps_per_epoch=steps`.
+
+    Attributes:
+        part: The examples.
+        batch_size: Examples a batch, but for the last one of an epoch.
+        examples: Examples an epoch.
+        seed: Of all that is random.
+        image_size: Height and width that images are brought to; `None` if they stay as they are.
+        augment: One of `augment.AUGMENTS`.
+        mix: One of `augment.MIXES`.
+        balance: One of `BALANCES`.
+        one_hot: Whether classes are given as float32 `[batch, classes]`.
+    """
+
+    part: Part
+    batch_size: int
+    examples: int
+    seed: int
+    image_size: tuple[int, int] | None
+    augment: str
+    mix: str
+    balance: str
+    one_hot: bool
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch."""
+        return -(-self.examples // self.batch_size)
+
+    def epochs(self, first: int = 0) -> tf.data.Dataset:
+        """Returns the batches of epoch `first`, then those of the next, without end."""
+        return self._flat(first, _FOREVER, tf.data.INFINITE_CARDINALITY)
+
+    def epoch(self, number: int) -> tf.data.Dataset:
+        """Returns the batches of one epoch; the first is 0."""
+        return self._flat(number, number + 1, self.steps)
+
+    def _flat(self, first: int, last: int, cardinality: int) -> tf.data.Dataset:
+        dataset = tf.data.Dataset.range(first, last).flat_map(_Epoch(self))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(cardinality))
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def train_batches(
+    part: Part,
+    batch_size: int,
+    *,
+    seed: int,
+    image_size: tuple[int, int] | None = None,
+    augment: str = NONE,
+    mix: str = NONE,
+    balance: str = NONE,
+    replicas: int = 1,
+    one_hot: bool = False,
+) -> TrainBatches:
+    """Batches a part of the data for training.
+
+    What an epoch holds follows from `seed`, the number of the epoch and the ids of the examples
+    alone: not from threads, from what was read before, nor from `replicas`, but for the few
+    examples that are left out in each epoch so that replicas get equal shares.
+
+    The order is shuffled whole if examples, as they are stored, fit into 256 MiB; in a sliding
+    window of that size if they do not, so that memory does not grow with the data.
+
+    Args:
+        part: The examples.
+        batch_size: Examples a batch, at least 1.
+        seed: Of order, augmentation, mixture and sampling, in [0, 2**32).
+        image_size: As in `batches`.
+        augment: How each image is changed, new in every epoch; see `augment.augmenter`.
+        mix: How the images of a batch are mixed; see `augment.mixer`.
+        balance: `class_weights` weighs an example by examples / (classes * examples of its class),
+            as scikit-learn does, so that every class weighs the same; a mixed example by the
+            mixture of its classes. `sampling` gives each class the same number of examples in an
+            epoch, at most one more or less, and the epoch as many as `part`: an example of a rare
+            class occurs several times, each time augmented anew, one of a frequent class not in
+            every epoch. Both count the classes that `part` has.
+        replicas: As in `batches`.
+        one_hot: As in `batches`.
+
+    Returns:
+        Batches as those of `batches`, with images in float32 where they are augmented or mixed,
+        and float32 `[batch]` of weights after `(x, y)` for `class_weights`.
+
+    Raises:
+        UserError: As `batches`; if inputs that are no images are to be augmented or mixed, if
+            mixed single labels are not one-hot, if numbers are to be mixed by `cutmix`, or if
+            other labels than single ones are to be balanced.
+    """
+    size = _size(part, image_size)
+    _check(part, replicas, one_hot)
+    info = part.source.info
+    check_name("augmentation", augment, AUGMENTS)
+    check_name("mixture", mix, MIXES)
+    check_name("balance", balance, BALANCES)
+    for name, value in (("augmentation", augment), ("mixture", mix)):
+        if value != NONE and info.inputs != IMAGE:
+            raise UserError(
+                f"The {name} {value!r} is of images, and {info.name} holds {info.inputs} inputs",
+                "Use none.",
+            )
+    if mix != NONE and info.task.kind == SINGLE_LABEL and not one_hot:
+        raise UserError(
+            f"The mixture {mix!r} needs labels that can be mixed, and a class number cannot",
+            "Ask for one-hot labels.",
+        )
+    if mix == CUTMIX and info.task.kind == REGRESSION:
+        raise UserError(
+            f"The mixture {mix!r} needs labels that add up by area, and the task is {info.task}",
+            "Use mixup or none.",
+        )
+    if balance != NONE and info.task.kind != SINGLE_LABEL:
+        raise UserError(
+            f"The balance {balance!r} needs one class an example, and the task is {info.task}",
+            "Use none.",
+        )
+    if augment != NONE and size is None:
+        height, width, _ = info.shape
+        assert height is not None and width is not None  # Else `_size` has a size.
+        size = height, width
+    return TrainBatches(
+        part=part,
+        batch_size=_multiple(batch_size, replicas),
+        examples=_multiple(part.examples, replicas),
+        seed=seed,
+        image_size=size,
+        augment=augment,
+        mix=mix,
+        balance=balance,
+        one_hot=one_hot,
+    )
+
+
+def view_batches(
+    part: Part,
+    batch_size: int,
+    views: int,
+    *,
+    seed: int,
+    augment: str,
+    image_size: tuple[int, int] | None = None,
+) -> tf.data.Dataset:
+    """Batches augmented views of a part in its order, one view after the other.
+
+    Args:
+        part: The examples.
+        batch_size: Examples a batch, at least 1; the last batch of a view may be smaller.
+        views: How many; view `i` has each image as epoch `i` of `train_batches` has it.
+        seed: Of the augmentation, in [0, 2**32).
+        augment: How each image is changed; not `none`.
+        image_size: As in `batches`.
+
+    Returns:
+        Batches `(x, y)` as those of `batches`, images float32.
+
+    Raises:
+        UserError: As `train_batches`.
+    """
+    data = train_batches(part, batch_size, seed=seed, augment=augment, image_size=image_size)
+    # One dataset for all views, so that the augmentation is traced once.
+    dataset = tf.data.Dataset.range(views).flat_map(_Epoch(data).in_order)
+    cardinality = tf.data.experimental.assert_cardinality(views * data.steps)
+    return dataset.apply(cardinality).prefetch(tf.data.AUTOTUNE)
+
+
+class _Epoch:
+    """A function from the number of an epoch to its batches, for `flat_map`.
+
+    Args:
+        data: What to batch.
+    """
+
+    def __init__(self, data: TrainBatches):
+        self._data = data
+        source = data.part.source
+        self._units = source.info.task.units
+        # Outside of the function that is called: there, arrays would become part of the graph.
+        self._examples = data.part.read()
+        if data.balance != NONE:
+            labels = data.part.labels
+            self._labels = tf.constant(labels)
+            self._weights = tf.constant(_class_weights(labels, self._units), tf.float32)
+        self._augment = None
+        if data.augment != NONE:
+            assert data.image_size is not None  # `train_batches` sees to it.
+            self._augment = augmenter(data.augment, data.image_size, source.info.shape[-1])
+        self._mix = mixer(data.mix) if data.mix != NONE else None
+
+    def __call__(self, number: tf.Tensor) -> tf.data.Dataset:
+        """Returns the batches of an epoch.
+
+        Args:
+            number: Of the epoch, int64 scalar.
+        """
+        data = self._data
+        # The seed of this function's graph alone, which `shuffle` joins with the one it is given;
+        # that of the process, which it would take otherwise, must not matter.
+        tf.random.set_seed(1)
+        order, augment, mix, sample = self._keys(number)
+        dataset = self._sampled(sample) if data.balance == SAMPLING else self._examples
+        dataset = dataset.shuffle(
+            self._buffer(),
+            seed=tf.random.stateless_uniform((), order, None, None, tf.int64),
+            reshuffle_each_iteration=False,
+        )
+        dataset = self._batched(dataset.take(data.examples), augment)
+        if self._mix is not None:
+            dataset = dataset.enumerate().map(
+                lambda step, batch: self._mixed(_fold(mix, step), *batch),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+        return dataset.apply(tf.data.experimental.assert_cardinality(data.steps))
+
+    def in_order(self, number: tf.Tensor) -> tf.data.Dataset:
+        """Returns the batches of an epoch, in the order of the part."""
+        _, augment, _, _ = self._keys(number)
+        return self._batched(self._examples, augment)
+
+    def _keys(self, number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        key = _fold(tf.constant([self._data.seed, 0], tf.int64), number)
+        return tuple(_fold(key, i) for i in (_ORDER, _AUGMENT, _MIX, _SAMPLE))
+
+    def _batched(self, dataset: tf.data.Dataset, augment: tf.Tensor) -> tf.data.Dataset:
+        dataset = dataset.map(
+            lambda *example: self._decoded(augment, *example),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return dataset.batch(self._data.batch_size)  # Without threads, as in `batches`.
+
+    def _sampled(self, key: tf.Tensor) -> tf.data.Dataset:
+        """Returns `(id, raw, y, repeat)`, every example as often as it is its turn."""
+        counts = tf.data.Dataset.from_tensor_slices(sampled_counts(self._labels, key))
+        counted = tf.data.Dataset.zip(self._examples, counts)
+        counted = counted.filter(lambda example, count: count > 0)
+        return counted.flat_map(
+            lambda example, count: tf.data.Dataset.range(count).map(
+                lambda repeat: (*example, repeat)
+            )
+        )
+
+    def _buffer(self) -> int:
+        """Returns how many examples wait to be shuffled: all, if they fit into the budget."""
+        fit = _SHUFFLE_BYTES // (self._data.part.source.raw_bytes + _ENTRY_BYTES)
+        return min(self._data.part.examples, max(self._data.batch_size, fit))
+
+    def _decoded(self, key, example_id, raw, y, repeat=0):
+        """Makes of one stored example what models take: `(x, y)`, or with its weight."""
+        data = self._data
+        if self._augment is None:
+            x = _input(data.part, raw, data.image_size)
+        else:
+            key = _fold(_fold(key, tf.strings.to_hash_bucket_fast(example_id, _FOREVER)), repeat)
+            x = self._augment(_input(data.part, raw, None), key)
+        label = tf.one_hot(y, self._units) if data.one_hot else y
+        if data.balance != CLASS_WEIGHTS:
+            return x, label
+        return x, label, tf.gather(self._weights, y)
+
+    def _mixed(self, key, x, y, *weight):
+        assert self._mix is not None
+        x, y = self._mix(x, y, key)
+        return (x, y, tf.linalg.matvec(y, self._weights)) if weight else (x, y)
+
+
+def sampled_counts(labels: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Draws how often each example occurs in an epoch with the same share for every class.
+
+    Within a class, too, examples occur equally often, but for one time more or less; which ones,
+    and which classes get what does not divide evenly, the key decides.
+
+    Args:
+        labels: Class of each example, int64 `[n]`.
+        key: Integer `[2]`.
+
+    Returns:
+        Int64 `[n]`; its sum is `n`.
+    """
+    classes, labels, sizes = tf.unique_with_counts(labels, tf.int64)
+    examples, present = tf.size(labels, tf.int64), tf.size(classes, tf.int64)
+    place, luck = (
+        tf.random.stateless_uniform((count,), _fold(key, i), dtype=tf.float64)
+        for i, count in enumerate((present, examples))
+    )
+    share = examples // present + _one(tf.argsort(tf.argsort(place)) < _int(examples % present))
+    # Sorted by class, and within a class by luck: the place of each example among its like.
+    order = tf.argsort(tf.cast(labels, tf.float64) + luck)
+    before = tf.gather(tf.cumsum(sizes, exclusive=True), labels)
+    rank = tf.cast(tf.argsort(order), tf.int64) - before
+    share, sizes = tf.gather(share, labels), tf.gather(sizes, labels)
+    return share // sizes + _one(rank < share % sizes)
+
+
+def _class_weights(labels: np.ndarray, units: int) -> np.ndarray:
+    """Returns the weight of an example of each class; 0 of classes without examples."""
+    present = np.unique(labels)
+    weights = np.zeros(units)
+    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
+    return weights
+
+
+def _input(part: Part, raw: tf.Tensor, size: tuple[int, int] | None) -> tf.Tensor:
+    x = tf.ensure_shape(part.source.decode(raw), part.source.info.shape)
+    return x if size is None else resize(x, size)
+
+
+def _size(part: Part, image_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Returns what images must be resized to, `None` if they stay as they are."""
+    info = part.source.info
+    if info.inputs != IMAGE or None not in info.shape[:2]:
+        return None
+    if image_size is None:
         raise UserError(
             "Images of different sizes need a backbone with a fixed input size, "
             "and this one takes any",
             "Choose a backbone whose signature states height and width.",
         )
+    return image_size
+
+
+def _check(part: Part, replicas: int, one_hot: bool) -> None:
     if part.examples < replicas:
         raise UserError(
             f"{replicas} devices need {replicas} examples in each part of the data, and the "
             f"{part.origin} has {part.examples}",
             "Use fewer devices, or more data.",
         )
-    if shuffle_seed is not None:
-        # A full shuffle where the images fit into the budget, a sliding one where they do not.
-        size = _USUAL_BYTES if varies else shape.num_elements()
-        buffer = max(batch_size, _SHUFFLE_BYTES // size)
-        dataset = dataset.shuffle(min(part.examples, buffer), seed=shuffle_seed)
-    if varies:
-        dataset = dataset.map(
-            # As the backbone itself resizes, so that a served image gets the same features.
-            lambda image, label: (tf.image.resize(image, image_size, antialias=True), label),
-            num_parallel_calls=tf.data.AUTOTUNE,
+    task = part.source.info.task
+    if one_hot and task.kind != SINGLE_LABEL:
+        raise UserError(
+            f"One-hot labels need one class an example, and the task is {task}",
+            "Leave the labels as they are.",
         )
-    batch_size, examples = (_multiple(n, replicas) for n in (batch_size, part.examples))
-    dataset = dataset.take(examples).batch(batch_size, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-examples // batch_size)))
-    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def _multiple(count: int, replicas: int) -> int:
     """Returns the largest multiple of `replicas` up to `count`, but at least one."""
     return max(count // replicas, 1) * replicas
+
+
+def _fold(key: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+    """Returns a key, int64 `[2]`, that follows from a key and a number."""
+    return tf.random.experimental.stateless_fold_in(key, tf.cast(number, tf.int64))
+
+
+def _one(condition: tf.Tensor) -> tf.Tensor:
+    return tf.cast(condition, tf.int64)
+
+
+def _int(number: tf.Tensor) -> tf.Tensor:
+    return tf.cast(number, tf.int32)

@@ -1,32 +1,71 @@
 """Which examples train, which validate, which test; nothing is in two of them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import (
+    GroupShuffleSplit,
+    KFold,
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    train_test_split,
+)
 
-from tfxfer.data.base import DataSource
+from tfxfer.data.base import BadExample, DataSource
 from tfxfer.errors import UserError
+from tfxfer.task import REGRESSION, SINGLE_LABEL
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 _TEST_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
+_VTAB = (800, 200)
+_BINS = 10  # Regression is stratified by tenths of the first target.
 _HIDDEN = -1  # The label that TFDS gives where the authors keep the labels of a test split.
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the data: a split of the source, or some rows of one.
+    """Some rows of a split of a source.
 
     Attributes:
-        dataset: `(id, image, label)` in a stable order.
-        examples: How many there are.
+        source: Where the examples stand.
+        split: Name of the split of the source.
+        rows: Positions in that split, increasing.
         origin: Where they come from, in words.
     """
 
-    dataset: tf.data.Dataset
-    examples: int
+    source: DataSource
+    split: str
+    rows: np.ndarray
     origin: str
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.rows)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`y` of each, in order."""
+        return self.source.labels(self.split)[self.rows]
+
+    def read(self) -> tf.data.Dataset:
+        """Returns `(id, raw, y)` in a stable order; see `DataSource.read`."""
+        whole = self.examples == self.source.info.examples[self.split]
+        return self.source.read(self.split, None if whole else self.rows)
+
+    @property
+    def dataset(self) -> tf.data.Dataset:
+        """`(id, x, y)`, decoded, in a stable order."""
+        whole = self.examples == self.source.info.examples[self.split]
+        return self.source.split(self.split, None if whole else self.rows)
+
+    def keep(self, mask: np.ndarray, origin: str = "") -> "Part":
+        """Returns the rows where `mask`, bool `[examples]`, is true."""
+        return replace(self, rows=self.rows[mask], origin=origin or self.origin)
 
 
 @dataclass(frozen=True)
@@ -38,81 +77,275 @@ class Splits:
     test: Part
 
 
-def split_data(source: DataSource, seed: int) -> Splits:
+def split_data(
+    source: DataSource,
+    seed: int = 0,
+    *,
+    bad: Sequence[BadExample] = (),
+    shots: int = 0,
+    max_examples: int = 0,
+    vtab: bool = False,
+) -> Splits:
     """Uses the splits that the source has and carves the missing ones from train.
 
-    A carved split is stratified by label. Test is the source's `test`, else its `validation`,
-    else a fifth of `train`, the same fifth for every seed. Validation is the source's
-    `validation` if that is still free, else a tenth of `train`, drawn with `seed`. A split whose
-    labels are hidden counts as missing.
+    Test is the source's `test`, else its `validation`, else a fifth of `train`, the same fifth for
+    every seed. Validation is the source's `validation` if that is still free, else a tenth of
+    `train`, drawn with `seed`. A split whose labels are hidden counts as missing. What is carved
+    is stratified by class, and keeps groups together.
 
     Args:
         source: A dataset with a `train` split.
-        seed: Seed of the carved validation split.
+        seed: Seed of what is drawn, but for test.
+        bad: Examples to leave out.
+        shots: Examples to keep of each class in train, once validation is carved; all if 0.
+        max_examples: Examples to keep in train, once validation is carved; all if 0.
+        vtab: Whether to draw 800 examples to train on and 200 to validate with from `train`, as in
+            Zhai et al. 2019, "A Large-scale Study of Representation Learning with the Visual Task
+            Adaptation Benchmark", section 3.1.
 
     Returns:
         Train, validation and test; no example is in two of them.
 
     Raises:
-        UserError: If there is no `train` split, too few examples of a class to carve from, or a
-            label that is none of the classes.
+        UserError: If there is no `train` split, or too little of a class to carve or draw from.
     """
-    given = source.info.examples
-    if not given.get("train"):
+    given = _given(source, bad)
+    train, test = _test(source, given)
+    if vtab:
+        train, validation = _vtab(train, seed)
+    elif VALIDATION in given and given[VALIDATION].split != test.split:
+        validation = given[VALIDATION]
+    else:
+        train, validation = _carve(train, _VALIDATION_SHARE, seed)
+    return Splits(_fewer(train, shots, max_examples, seed), validation, test)
+
+
+def fold_data(
+    source: DataSource,
+    folds: int,
+    seed: int = 0,
+    *,
+    bad: Sequence[BadExample] = (),
+    shots: int = 0,
+    max_examples: int = 0,
+) -> tuple[Splits, ...]:
+    """Splits the train split for cross-validation; the source's own test split stays untouched.
+
+    Every example of `train` is in the test part of exactly one fold. Validation, which early
+    stopping looks at, is the source's, or else a tenth of what a fold trains on. Folds are
+    stratified by class, and keep groups together.
+
+    Args:
+        source: A dataset with a `train` split.
+        folds: How many, at least 2.
+        seed: Seed of the folds and of what is carved.
+        bad: Examples to leave out.
+        shots: Examples to keep of each class in what a fold trains on; all if 0.
+        max_examples: Examples to keep in what a fold trains on; all if 0.
+
+    Returns:
+        Train, validation and test of each fold.
+
+    Raises:
+        UserError: If there is no `train` split, or a class has fewer examples than folds.
+    """
+    given = _given(source, bad)
+    whole = given[TRAIN]
+    strata, groups = _strata(whole), _groups(whole)
+    _check_enough(whole, strata, folds if groups is None else 1, f"be in each of {folds} folds")
+    if groups is not None and len(np.unique(groups)) < folds:
+        raise UserError(
+            f"Dataset {source.info.name} must have a group for each of {folds} folds, and has "
+            f"{len(np.unique(groups))}",
+            "Give fewer --folds.",
+        )
+    if groups is not None:
+        maker = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    elif strata is not None:
+        maker = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    else:
+        maker = KFold(folds, shuffle=True, random_state=seed)
+    classes = np.zeros(whole.examples) if strata is None else strata
+    parts = []
+    for number, (_, held) in enumerate(maker.split(classes, classes, groups), start=1):
+        mask = _mask(held, whole.examples)
+        test = whole.keep(mask, f"fold {number} of {folds} of {whole.origin}")
+        train = whole.keep(~mask, f"the other {folds - 1} folds")
+        if VALIDATION in given:
+            validation = given[VALIDATION]
+        else:
+            train, validation = _carve(train, _VALIDATION_SHARE, seed)
+        parts.append(Splits(_fewer(train, shots, max_examples, seed), validation, test))
+    return tuple(parts)
+
+
+def _given(source: DataSource, bad: Sequence[BadExample]) -> dict[str, Part]:
+    """Returns the splits that can be used, whole but for bad examples."""
+    sizes = source.info.examples
+    if not sizes.get(TRAIN):
         raise UserError(
             f"Dataset {source.info.name} must have a 'train' split, and has "
-            f"{sorted(given) or 'none'}",
+            f"{sorted(sizes) or 'none'}",
             "Choose a dataset with examples to train on.",
         )
-    labels = {
-        name: source.labels(name) for name in ("train", "test", "validation") if given.get(name)
-    }
-    labels = {name: values for name, values in labels.items() if (values != _HIDDEN).any()}
-    for name, values in labels.items():
-        _check_labels(source, name, values)
-    free = [name for name in ("test", "validation") if name in labels]
-    rows, origin = np.arange(given["train"]), "train"
-    parts: dict[str, Part] = {}
-    for role, share, role_seed in (
-        ("test", _TEST_SHARE, 0),
-        ("validation", _VALIDATION_SHARE, seed),
-    ):
-        if role in free or (role == "test" and free):
-            name = free.pop(0)
-            parts[role] = Part(source.split(name), given[name], f"split {name!r}")
-        else:
-            rows, held = _carve(source, rows, labels["train"][rows], share, role_seed)
-            parts[role] = Part(source.split("train", held), len(held), f"{share:.0%} of {origin}")
-            origin = "rest of train"
-    train = source.split("train", None if len(rows) == given["train"] else rows)
-    return Splits(Part(train, len(rows), origin), parts["validation"], parts["test"])
-
-
-def _check_labels(source: DataSource, name: str, labels: np.ndarray) -> None:
-    classes = len(source.info.label_names)
-    if labels.min() < 0 or labels.max() >= classes:
-        wrong = labels[(labels < 0) | (labels >= classes)][0]
+    parts = {}
+    for name in (TRAIN, VALIDATION, TEST):
+        if not sizes.get(name):
+            continue
+        mask = np.ones(sizes[name], bool)
+        mask[[each.row for each in bad if each.split == name and each.row >= 0]] = False
+        if source.info.task.kind == SINGLE_LABEL and (source.labels(name) == _HIDDEN).all():
+            continue
+        origin = name if name == TRAIN else f"split {name!r}"
+        part = Part(source, name, np.arange(sizes[name]), origin).keep(mask)
+        if part.examples:
+            parts[name] = part
+    if TRAIN not in parts:
         raise UserError(
-            f"Dataset {source.info.name} must have labels 0 to {classes - 1}, "
-            f"and split {name!r} has {wrong}",
-            "Choose another version of the dataset, or mend it.",
+            f"Dataset {source.info.name} must have usable examples to train on, and all "
+            f"{sizes[TRAIN]} are bad",
+            "Mend them, or choose another dataset.",
         )
+    return parts
 
 
-def _carve(
-    source: DataSource, rows: np.ndarray, labels: np.ndarray, share: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Splits rows into the rest and the share that is held out, in the order of the source.
+def _test(source: DataSource, given: dict[str, Part]) -> tuple[Part, Part]:
+    """Returns what is left to train on, and the test part."""
+    for name in (TEST, VALIDATION):
+        if name in given:
+            return given[TRAIN], given[name]
+    return _carve(given[TRAIN], _TEST_SHARE, 0)
+
+
+def _carve(part: Part, share: float, seed: int) -> tuple[Part, Part]:
+    """Splits a part into the rest and the share that is held out, in the order of the source.
 
     At least one example a class is held out, or the split would not be stratified.
     """
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < 2:
+    rows, strata, groups = np.arange(part.examples), _strata(part), _groups(part)
+    if groups is not None:
+        if len(np.unique(groups)) < 2:
+            raise UserError(
+                f"Dataset {part.source.info.name} needs two groups at least to hold one out, and "
+                f"has {groups[0]!r} alone",
+                "Leave --group_column out, or give the splits.",
+            )
+        # Of several random draws, the one whose classes are spread most evenly.
+        draws = GroupShuffleSplit(20, test_size=share, random_state=seed).split(rows, None, groups)
+        held = min((held for _, held in draws), key=lambda held: _unevenness(held, strata))
+    else:
+        classes = 0 if strata is None else len(np.unique(strata))
+        _check_enough(part, strata, 2, "hold one out")
+        size = max(round(share * len(rows)), classes, 1)
+        _, held = train_test_split(rows, test_size=size, stratify=strata, random_state=seed)
+    mask = _mask(np.asarray(held), part.examples)
+    rest = part.origin if part.origin.startswith(("rest", "the other")) else f"rest of {TRAIN}"
+    return part.keep(~mask, rest), part.keep(mask, f"{share:.0%} of {part.origin}")
+
+
+def _vtab(part: Part, seed: int) -> tuple[Part, Part]:
+    train, validation = _VTAB
+    wanted = train + validation
+    if part.examples < wanted:
         raise UserError(
-            f"Dataset {source.info.name} needs at least two training examples of each class to "
-            f"hold one out, and has one of {source.info.label_names[classes[counts.argmin()]]!r}",
-            "Add examples, or leave out the classes that have only one.",
+            f"--protocol=vtab1k draws {wanted} examples from train, and "
+            f"{part.source.info.name} has {part.examples} there",
+            "Choose a larger dataset, or --protocol=standard.",
         )
-    held_out = max(round(share * len(rows)), len(classes))
-    rest, held = train_test_split(rows, test_size=held_out, stratify=labels, random_state=seed)
-    return np.sort(rest), np.sort(held)
+    order = np.random.default_rng(seed).permutation(part.examples)
+    return (
+        part.keep(_mask(order[:train], part.examples), f"{train} of train"),
+        part.keep(_mask(order[train:wanted], part.examples), f"{validation} of train"),
+    )
+
+
+def _fewer(part: Part, shots: int, max_examples: int, seed: int) -> Part:
+    """Draws some examples of each class, or some in all."""
+    rng = np.random.default_rng(seed)
+    if shots:
+        task = part.source.info.task
+        if task.kind != SINGLE_LABEL:
+            raise UserError(
+                f"--shots draws examples of each class, and {part.source.info.name} is a task of "
+                f"{task.kind}",
+                "Give --max_examples.",
+            )
+        labels, chosen = part.labels, []
+        for c in range(task.units):
+            rows = np.flatnonzero(labels == c)
+            if len(rows) < shots:
+                raise UserError(
+                    f"--shots={shots} needs as many examples of each class to train on, and there "
+                    f"are {len(rows)} of {task.names[c]!r}",
+                    "Give a smaller number.",
+                )
+            chosen.append(rng.choice(rows, shots, replace=False))
+        rows = np.concatenate(chosen)
+        part = part.keep(_mask(rows, part.examples), f"{shots} a class of {part.origin}")
+    if max_examples and max_examples < part.examples:
+        strata = _strata(part)
+        classes = 1 if strata is None else len(np.unique(strata))
+        few = max_examples < classes or part.examples - max_examples < classes
+        kept, _ = train_test_split(
+            np.arange(part.examples),
+            train_size=max_examples,
+            stratify=None if few else strata,
+            random_state=seed,
+        )
+        part = part.keep(_mask(np.asarray(kept), part.examples), f"{max_examples} of {part.origin}")
+    return part
+
+
+def _strata(part: Part) -> np.ndarray | None:
+    """Returns what a split keeps the shares of, int `[examples]`; `None` if that is nothing.
+
+    The class; of several classes an example, the combination, the rare ones taken together; of
+    numbers, the tenth in which the first lies.
+    """
+    labels, kind = part.labels, part.source.info.task.kind
+    if kind == SINGLE_LABEL:
+        return labels
+    if kind == REGRESSION:
+        edges = np.unique(np.quantile(labels[:, 0], np.linspace(0, 1, _BINS + 1)[1:-1]))
+        strata = np.searchsorted(edges, labels[:, 0], side="right")
+    else:
+        _, strata = np.unique(labels, axis=0, return_inverse=True)
+    counts = np.bincount(strata)
+    rare = counts[strata] < 2 * _BINS
+    strata = np.where(rare, len(counts), strata)
+    counts = np.bincount(strata)
+    return strata if counts[counts > 0].min() >= _BINS else None
+
+
+def _groups(part: Part) -> np.ndarray | None:
+    groups = part.source.groups(part.split)
+    return None if groups is None else groups[part.rows]
+
+
+def _unevenness(held: np.ndarray, strata: np.ndarray | None) -> float:
+    """Returns how far the shares of the strata in `held` are from those in all, in `[0, 2]`."""
+    if strata is None:
+        return 0.0
+    _, strata = np.unique(strata, return_inverse=True)
+    everywhere = np.bincount(strata) / len(strata)
+    here = np.bincount(strata[held], minlength=len(everywhere)) / len(held)
+    return float(np.abs(here - everywhere).sum())
+
+
+def _check_enough(part: Part, strata: np.ndarray | None, least: int, to: str) -> None:
+    if strata is None or part.source.info.task.kind != SINGLE_LABEL:
+        return
+    classes, counts = np.unique(strata, return_counts=True)
+    if counts.min() < least:
+        name = part.source.info.task.names[classes[counts.argmin()]]
+        raise UserError(
+            f"Dataset {part.source.info.name} needs at least {least} training examples of each "
+            f"class to {to}, and has {counts.min()} of {name!r}",
+            "Add examples, or leave out the classes that have so few.",
+        )
+
+
+def _mask(rows: np.ndarray, count: int) -> np.ndarray:
+    mask = np.zeros(count, bool)
+    mask[rows] = True
+    return mask

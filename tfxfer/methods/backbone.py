@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfxfer.backbones import Backbone, load_backbone
 from tfxfer.backbones.self_check import check_features, check_value_range
 from tfxfer.config import RunConfig
-from tfxfer.data import DataInfo
+from tfxfer.data.base import IMAGE, DataInfo
 
 _LOOKED_AT = 8
 
@@ -26,7 +26,7 @@ def configured_backbone(config: RunConfig, data: DataInfo | None = None) -> Back
         UserError: If it cannot be loaded.
     """
     keras.utils.set_random_seed(config.seed)  # A network without weights of its own draws some.
-    height, width = data.image_shape[:2] if data else (None, None)
+    height, width = data.shape[:2] if data and data.inputs == IMAGE else (None, None)
     return load_backbone(
         config.backbone,
         image_size=config.image_pixels,

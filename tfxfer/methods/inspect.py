@@ -1,4 +1,4 @@
-"""`--mode=inspect`: what a backbone wants, consists of and costs. It reads no data."""
+"""`--mode=inspect`: what a dataset holds; what a backbone wants, consists of and costs."""
 
 import numpy as np
 
@@ -6,25 +6,40 @@ from tfxfer.backbones.cost import measure_cost
 from tfxfer.backbones.self_check import check_features, check_value_range
 from tfxfer.config import RunConfig
 from tfxfer.methods.backbone import configured_backbone
+from tfxfer.methods.data import configured_source, ready_data
 from tfxfer.report.console import Console
 
 _ANY_SIZE = (64, 64)
 
 
 def run(config: RunConfig, path: None, console: Console) -> None:
-    """Loads a backbone, checks it on noise, and prints what it is.
+    """Looks at the dataset, at the backbone, or at both, and prints what they are.
 
     Args:
-        config: The settings.
+        config: The settings. If one of `dataset` and `backbone` is the default alone, only the
+            other is looked at.
         path: Not used: nothing is written.
         console: Where to print.
 
     Raises:
-        UserError: If the backbone cannot be used, or its value range looks wrong.
+        UserError: If dataset or backbone cannot be used, or the value range looks wrong.
     """
+    usual = RunConfig()
+    data_asked = config.dataset != usual.dataset
+    backbone_asked = config.backbone != usual.backbone
+    if data_asked or not backbone_asked:
+        console.data(ready_data(config, configured_source(config)))
+    if backbone_asked or not data_asked:
+        _inspect_backbone(config, console)
+
+
+def _inspect_backbone(config: RunConfig, console: Console) -> None:
     backbone = configured_backbone(config)
+    checked = False
     if config.self_check:
         shape = (2, *(backbone.contract.size or _ANY_SIZE), backbone.contract.channels)
         check_features(backbone, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-        check_value_range(backbone)
-    console.inspect(backbone, measure_cost(backbone), list_weights=config.list_weights)
+        checked = check_value_range(backbone)
+    console.inspect(
+        backbone, measure_cost(backbone), range_checked=checked, list_weights=config.list_weights
+    )

@@ -1,21 +1,30 @@
 """The words on the screen: a start line, the plan, a closing table."""
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.table import Column, Table
 
 from tfxfer import distribute
 from tfxfer.backbones import Backbone
 from tfxfer.backbones.cost import Cost
+from tfxfer.cache import Entry
 from tfxfer.config import RunConfig
-from tfxfer.data import DataInfo, Splits
+from tfxfer.data.base import BadExample
+from tfxfer.data.leaks import Leaks
+from tfxfer.data.ready import ReadyData
+from tfxfer.data.splits import Part, Splits
+from tfxfer.evaluate import HEADLINE, AnyEvaluation, Evaluation, MultiLabelEvaluation
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase
 from tfxfer.report import workdir
 from tfxfer.report.result import Result
+from tfxfer.task import REGRESSION
 
 
 class Console:
@@ -32,29 +41,34 @@ class Console:
     def start(
         self,
         config: RunConfig,
-        data: DataInfo,
-        splits: Splits,
+        data: ReadyData,
         backbone: Backbone,
         plan: Sequence[Phase],
         device: str,
     ) -> None:
         """Prints what is about to run: data, backbone, plan, device."""
         self._print(f"tfxfer {config.mode}, seed {config.seed}")
-        self._print(
-            f"data      {data.name}, {len(data.label_names)} classes: "
-            f"{splits.train.examples} train ({splits.train.origin}), "
-            f"{splits.validation.examples} validation ({splits.validation.origin}), "
-            f"{splits.test.examples} test ({splits.test.origin})"
-        )
+        self._print(f"data      {data.source.info.name}, {data.source.info.task}")
+        self._parts(data, "          ")
         self._print(
             f"backbone  {config.backbone}, {backbone.count_params():,} parameters, "
             f"{_count(len(backbone.stages), 'stage')}, images {backbone.contract}"
         )
         if backbone.untrainable:
             self._print(f"          stays frozen: {backbone.untrainable}")
+        training = [
+            f"{name} {value}"
+            for name, value in (
+                ("augment", config.augment),
+                ("mix", config.mix),
+                ("balance", config.balance),
+            )
+            if value != "none"
+        ]
         self._print(
             f"plan      gradual unfreezing, {len(plan)} phases of at most "
             f"{max(phase.epochs for phase in plan)} epochs"
+            + "".join(f", {each}" for each in training)
         )
         self._print(f"device    {device}")
 
@@ -79,10 +93,19 @@ class Console:
             )
         self._rich.print(table)
 
-    def inspect(self, backbone: Backbone, cost: Cost, *, list_weights: bool = False) -> None:
+    def inspect(
+        self,
+        backbone: Backbone,
+        cost: Cost,
+        *,
+        range_checked: bool = True,
+        list_weights: bool = False,
+    ) -> None:
         """Prints what a backbone wants, consists of and costs."""
         self._print(f"backbone       {backbone.source}")
         self._print(f"images         {backbone.contract}")
+        if not range_checked:
+            self._print("               (nothing in the network tells whether that range is right)")
         if backbone.preprocessing:
             self._print(f"               then {backbone.preprocessing}")
         self._print(f"features       {backbone.units}")
@@ -110,8 +133,103 @@ class Console:
         self._rich.print(table)
         for stage in backbone.stages if list_weights else ():
             self._print(f"{stage.name}:")
-            for weight in stage.weights:
-                self._print(f"    {weight.path} {tuple(weight.shape)}")
+            for path, weight in zip(stage.paths, stage.weights, strict=True):
+                self._print(f"    {path} {tuple(weight.shape)}")
+
+    def data(self, data: ReadyData, shown: int = 20) -> None:
+        """Prints what a dataset holds, and how it is split."""
+        info = data.source.info
+        self._print(f"data           {info.name}")
+        shape = "x".join("any" if side is None else str(side) for side in info.shape)
+        self._print(f"inputs         {info.inputs}{' ' + shape if shape else ''}")
+        self._print(f"task           {info.task}")
+        sizes = ", ".join(f"{name} {count:,}" for name, count in info.examples.items())
+        self._print(f"given          {sizes}")
+        self._print(f"fingerprint    {data.source.fingerprint}")
+        self._parts(data, "               ")
+        if info.task.kind == REGRESSION:
+            self._numbers(data)
+        else:
+            self._classes(data, shown)
+
+    def _parts(self, data: ReadyData, indent: str) -> None:
+        """Prints where the parts of the data come from, and what is wrong with them."""
+        for number, splits in enumerate(data.splits, start=1):
+            fold = f"fold {number}: " if len(data.splits) > 1 else ""
+            self._print(f"{indent}{fold}{_origins(splits)}")
+        if data.bad:
+            self._print(
+                f"{indent}{_count(len(data.bad), 'example')} left out, such as {_bad(data.bad[0])}"
+            )
+        for leaks in data.leaks[:1]:
+            if leaks.found:
+                self._print(f"{indent}{_leaks(leaks)}")
+
+    def _classes(self, data: ReadyData, shown: int) -> None:
+        splits, names = data.splits[0], data.source.info.task.names
+        table = Table(Column("class", overflow="fold"))
+        counts = []
+        for part_name, part in _named(splits):
+            table.add_column(part_name, justify="right")
+            labels = part.labels
+            one_hot = labels.ndim == 2
+            counts.append(
+                labels.sum(axis=0).astype(int)
+                if one_hot
+                else np.bincount(labels, minlength=len(names))
+            )
+        for i, name in enumerate(names[:shown]):
+            table.add_row(name, *(f"{count[i]:,}" for count in counts))
+        self._rich.print(table)
+        if len(names) > shown:
+            self._print(f"and {len(names) - shown} classes more")
+
+    def _numbers(self, data: ReadyData) -> None:
+        table = Table(Column("target", overflow="fold"))
+        for column in ("part", "mean", "deviation", "least", "most"):
+            table.add_column(column, justify="right")
+        for part_name, part in _named(data.splits[0]):
+            for i, name in enumerate(data.source.info.task.names):
+                values = part.labels[:, i]
+                table.add_row(
+                    name,
+                    part_name,
+                    *(
+                        f"{v:.4g}"
+                        for v in (values.mean(), values.std(), values.min(), values.max())
+                    ),
+                )
+        self._rich.print(table)
+
+    def refit(self, part: Part) -> None:
+        """Announces that the chosen epochs are trained again on all labelled examples."""
+        self._print(f"training again, as long, on {part.examples} examples ({part.origin})")
+
+    def fold(self, number: int, evaluation: AnyEvaluation) -> None:
+        """Prints the score of a fold."""
+        self._print(f"fold {number}: {_scores(evaluation)}")
+
+    def cache(self, folder: Path, entries: Sequence[Entry], limit_bytes: int) -> None:
+        """Prints what the cache holds, the most recently used first."""
+        if entries:
+            table = Table("kind", Column("what", overflow="fold"))
+            for column in ("MB", "last used"):
+                table.add_column(column, justify="right")
+            for entry in entries:
+                used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+                table.add_row(entry.kind, escape(entry.about), f"{entry.bytes / 1e6:,.1f}", used)
+            self._rich.print(table)
+        total = sum(entry.bytes for entry in entries)
+        self._print(
+            f"{_count(len(entries), 'entry', 'entries')} in {folder}, {total / 1e6:,.1f} MB of at "
+            f"most {limit_bytes / 1e6:,.0f}"
+        )
+
+    def cleared(self, folder: Path, count: int, size: int) -> None:
+        """Prints what was removed from the cache."""
+        self._print(
+            f"removed {_count(count, 'entry', 'entries')}, {size / 1e6:,.1f} MB, from {folder}"
+        )
 
     def phase(self, phase: Phase) -> None:
         """Announces a phase."""
@@ -119,16 +237,17 @@ class Console:
 
     def close(self, result: Result, path: Path) -> None:
         """Prints what came of it and where everything was written."""
+        metric = result.phases[0].metric
         table = Table(Column("phase", overflow="fold"))
-        for column in ("epochs", "best", "val loss", "val accuracy", "kept", "seconds"):
+        for column in ("epochs", "best", "val loss", f"val {metric}", "kept", "seconds"):
             table.add_column(column, justify="right")
         for phase in result.phases:
             table.add_row(
                 phase.name,
                 str(phase.epochs),
                 str(phase.best_epoch),
-                f"{phase.val_loss:.4f}",
-                f"{phase.val_accuracy:.4f}",
+                "" if phase.val_loss is None else f"{phase.val_loss:.4f}",
+                "" if phase.val_metric is None else f"{phase.val_metric:.4f}",
                 "yes" if phase.kept else "undone",
                 f"{phase.seconds:.1f}",
             )
@@ -139,23 +258,32 @@ class Console:
                     f"phase {phase.name}: {', '.join(phase.unmoved)} did not move: no gradient "
                     "reaches there; is the backbone trained?"
                 )
-        test = result.metrics["test"]
-        low, high = test.accuracy_interval
-        self._print(
-            f"test accuracy {test.accuracy:.4f} on {test.examples} examples "
-            f"(95% interval {low:.4f} to {high:.4f}), loss {test.loss:.4f}"
-        )
-        check = result.export
-        self._print(
-            f"exported model, loaded again: probabilities within {check.max_difference:.1e} "
-            f"on {check.examples} examples"
-            + ("" if check.passed else f": MORE THAN {check.tolerance:g}, DO NOT SERVE IT")
-        )
+        written = [(workdir.RESULTS, "all results")]
+        if result.folds:
+            for name, evaluation in result.metrics.items():
+                self._print(f"{name}: {_scores(evaluation)}")
+            low, high = result.folds.interval
+            self._print(
+                f"{result.folds.name} over {len(result.folds.values)} folds: mean "
+                f"{result.folds.mean:.4f} (95% interval {low:.4f} to {high:.4f})"
+            )
+        else:
+            self._print(f"test {_scores(result.metrics['test'])}")
+        if check := result.export:
+            what = "values" if result.task == REGRESSION else "probabilities"
+            self._print(
+                f"exported model, loaded again: {what} within {check.max_difference:.1e} "
+                f"on {check.examples} examples"
+                + ("" if check.passed else f": MORE THAN {check.tolerance:g}, DO NOT SERVE IT")
+            )
+            written = [
+                (f"{workdir.SAVED_MODEL}/1", "for TensorFlow Serving"),
+                (workdir.KERAS_MODEL, "for tfxfer.load_model"),
+                *written,
+            ]
         self._print(f"training took {result.timings['training']:.1f} s")
         for name, meaning in (
-            (f"{workdir.SAVED_MODEL}/1", "for TensorFlow Serving"),
-            (workdir.KERAS_MODEL, "for tfxfer.load_model"),
-            (workdir.RESULTS, "all results"),
+            *written,
             (workdir.METRICS, "metrics of every epoch"),
             (workdir.CONFIG, "settings and versions"),
         ):
@@ -165,8 +293,56 @@ class Console:
         self._rich.print(line, markup=False)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def _named(splits: Splits) -> tuple[tuple[str, Part], ...]:
+    return ("train", splits.train), ("validation", splits.validation), ("test", splits.test)
+
+
+def _origins(splits: Splits) -> str:
+    return ", ".join(f"{p.examples} {name} ({p.origin})" for name, p in _named(splits))
+
+
+def _bad(bad: BadExample) -> str:
+    return f"{bad.where}: {bad.reason}"
+
+
+def _leaks(leaks: Leaks) -> str:
+    found = [
+        f"{count} of {part} almost as in {other}"
+        for count, part, other in (
+            (leaks.train_in_test, "train", "test"),
+            (leaks.train_in_validation, "train", "validation"),
+            (leaks.validation_in_test, "validation", "test"),
+        )
+        if count
+    ]
+    mend = (
+        f"{leaks.dropped} left out" if leaks.dropped else "--drop_leaks leaves those of train out"
+    )
+    return f"near-identical: {', '.join(found)}; {mend}"
+
+
+def _scores(evaluation: AnyEvaluation) -> str:
+    """Says an evaluation in words, its headline first."""
+    name = HEADLINE[type(evaluation)]
+    low, high = getattr(evaluation, f"{name}_interval")
+    words = (
+        f"{name} {getattr(evaluation, name):.4f} on {evaluation.examples} examples "
+        f"(95% interval {low:.4f} to {high:.4f})"
+    )
+    if isinstance(evaluation, Evaluation):
+        return f"{words}, loss {evaluation.loss:.4f}"
+    if isinstance(evaluation, MultiLabelEvaluation):
+        return (
+            f"{words}, mean average precision {evaluation.mean_average_precision:.4f}, "
+            f"all labels right {evaluation.exact:.4f}"
+        )
+    return f"{words}, mean absolute error {evaluation.mae:.4g}" + (
+        "" if evaluation.r2 is None else f", R2 {evaluation.r2:.4f}"
+    )
 
 
 def _has_gpu() -> bool:

@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tfxfer.evaluate import Evaluation
+from tfxfer.data.base import BadExample
+from tfxfer.data.leaks import Leaks
+from tfxfer.evaluate import AnyEvaluation, FoldSummary
 from tfxfer.training.loop import PhaseResult
 
 
@@ -13,7 +15,8 @@ class ExportCheck:
     """How the exported model answered after it was loaded again, on images as they are.
 
     Attributes:
-        max_difference: Largest difference of a probability from the trained model's.
+        max_difference: Largest difference of a probability from the trained model's; of a
+            regression, over the largest number that the trained one told.
         tolerance: The largest that passes.
         examples: Test examples that was measured on.
     """
@@ -33,27 +36,36 @@ class Result:
     """What a run found out.
 
     Attributes:
-        label_names: Names of the classes, in the order of the logits.
+        task: `single_label`, `multi_label` or `regression`.
+        label_names: Names of the classes or targets, in the order of the model's outputs.
         metrics: Evaluations by part of the data; the same for the same seed, data and machine.
-        phases: What each phase of training did.
-        export: How the exported model compares with the trained one.
+        phases: What each phase of training did, of all folds one after the other.
+        export: How the exported model compares with the trained one; `None` in a cross-validation,
+            which exports nothing.
         parameters: Numbers of scalars, by part of the model.
         timings: Wall seconds, by part of the run.
         fingerprints: Hashes of the data and of the backbone.
+        skipped: Examples that were left out because they cannot be used.
+        leaks: Near-identical examples across the parts of the data; of each fold.
+        folds: The scores of a cross-validation taken together.
     """
 
+    task: str
     label_names: tuple[str, ...]
-    metrics: Mapping[str, Evaluation]
+    metrics: Mapping[str, AnyEvaluation]
     phases: tuple[PhaseResult, ...]
-    export: ExportCheck
+    export: ExportCheck | None
     parameters: Mapping[str, int]
     timings: Mapping[str, float]
     fingerprints: Mapping[str, str]
+    skipped: tuple[BadExample, ...] = ()
+    leaks: tuple[Leaks, ...] = ()
+    folds: FoldSummary | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the exported model may be served."""
-        return self.export.passed
+        """Whether the exported model may be served; true if none was exported."""
+        return self.export is None or self.export.passed
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the result as a dict that JSON can hold."""

@@ -51,7 +51,7 @@ def choose_workdir(config: RunConfig) -> Path:
         path = Path(config.workdir).expanduser()
     else:
         dataset, backbone = (
-            "".join(c if c.isalnum() else "-" for c in Path(name).name)[:40]
+            "".join(c if c.isalnum() else "-" for c in Path(name).name)[:40].strip("-")
             for name in (config.dataset, config.backbone)
         )
         stamp = time.strftime("%Y%m%d-%H%M%S")

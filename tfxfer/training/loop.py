@@ -4,15 +4,44 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfxfer.backbones import HEAD
 from tfxfer.errors import UserError
 from tfxfer.evaluate import example_losses, predict
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, check_plan
+from tfxfer.training.objective import Objective
+
+
+class Batches(Protocol):
+    """What is trained on: batches `(x, y)` or `(x, y, weight)`, epoch after epoch."""
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        ...
+
+    def epochs(self, first: int = 0) -> tf.data.Dataset:
+        """Returns epoch `first` and all that come after it, without end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model is trained and validated on.
+
+    Attributes:
+        train: Training batches.
+        validation: Batches `(x, y)` of validation; `None` if phases run to their last epoch.
+    """
+
+    train: Batches
+    validation: tf.data.Dataset | None
 
 
 @dataclass(frozen=True)
@@ -23,8 +52,9 @@ class PhaseResult:
         name: Of the phase.
         epochs: Epochs run.
         best_epoch: The epoch, from 1, whose weights were kept.
-        val_loss: Validation loss of that epoch.
-        val_accuracy: Validation accuracy of that epoch, in [0, 1].
+        val_loss: Validation loss of that epoch; `None` without validation, as `val_metric`.
+        metric: Name of what `val_metric` is, such as `accuracy`.
+        val_metric: That metric on validation, after that epoch.
         unmoved: Stages that it was to train and that did not move, as their gradients vanish.
         kept: Whether it stands; if it made the model worse, it was undone.
         seconds: Wall time, tracing included.
@@ -33,8 +63,9 @@ class PhaseResult:
     name: str
     epochs: int
     best_epoch: int
-    val_loss: float
-    val_accuracy: float
+    val_loss: float | None
+    metric: str
+    val_metric: float | None
     unmoved: tuple[str, ...]
     kept: bool
     seconds: float
@@ -43,26 +74,30 @@ class PhaseResult:
 def train(
     model: FineTuner,
     plan: Sequence[Phase],
-    train_data: tf.data.Dataset,
-    validation_data: tf.data.Dataset,
+    data: Data,
+    objective: Objective,
     *,
+    features: Data | None = None,
     patience: int = 3,
     on_phase: Callable[[Phase], None] = lambda phase: None,
     callbacks: Callable[[Phase], Sequence[keras.callbacks.Callback]] = lambda phase: (),
     verbose: int = 0,
 ) -> tuple[PhaseResult, ...]:
-    """Trains a classifier phase by phase with Adam and early stopping.
+    """Trains a model phase by phase with Adam and early stopping.
 
     One optimizer serves all phases, so its moments persist. A phase stops when the validation
     loss has not improved for `patience` epochs, and leaves the weights of its best epoch. It is
     undone if these are worse than the best phase before: if the validation losses of the same
-    examples differ, in the mean, by more than the standard error of that mean.
+    examples differ, in the mean, by more than the standard error of that mean. Without validation
+    every phase runs to its last epoch, and stands.
 
     Args:
-        model: A fine-tuner whose output is logits `[batch, classes]`.
+        model: A fine-tuner whose output is logits or numbers, `[batch, units]`.
         plan: The phases, in order.
-        train_data: Batches `(images, labels)`, labels int `[batch]`.
-        validation_data: As `train_data`; chooses the epoch.
+        data: Images and labels; validation chooses the epoch.
+        objective: What training makes small.
+        features: What the frozen backbone makes of `data`: phases that train the head alone
+            train it on these, and do not run the backbone.
         patience: Epochs without improvement before a phase stops, at least 1.
         on_phase: Called as a phase begins.
         callbacks: Gives further Keras callbacks for a phase.
@@ -76,67 +111,94 @@ def train(
         UserError: If training diverges, or a phase moves nothing at all.
         RuntimeError: If a phase moved a frozen weight.
     """
-    check_plan(plan, model.stage_names)
+    check_plan(plan, model.stage_names, whole=False)
     scope = model.distribute_strategy.scope
     model.unfreeze(model.stage_names)
     with scope():
         optimizer = keras.optimizers.Adam(plan[0].learning_rate)
         optimizer.build(model.trainable_variables)
-    results = []
+        head = _head_alone(model) if features is not None else None
+    results, done = [], 0
     best_losses = None
     for phase in plan:
         start = time.perf_counter()
         on_phase(phase)
         model.unfreeze(phase.stages)
         optimizer.learning_rate = phase.learning_rate
+        trained, seen = model, data
+        if features is not None and head is not None and phase.stages == (HEAD,):
+            trained, seen = head, features
         with scope():
-            model.compile(
-                optimizer=optimizer,
-                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
-            )
+            trained.compile(optimizer=optimizer, loss=objective.loss(), metrics=objective.metrics())
         before, weights = _digests(model), model.get_weights()
-        history = model.fit(
-            train_data,
-            validation_data=validation_data,
+        history = trained.fit(
+            seen.train.epochs(done),
+            steps_per_epoch=seen.train.steps,
+            validation_data=seen.validation,
             epochs=phase.epochs,
             shuffle=False,  # The dataset shuffles.
             verbose=verbose,
-            callbacks=[
-                keras.callbacks.EarlyStopping(
-                    "val_loss", patience=patience, restore_best_weights=True
-                ),
-                keras.callbacks.TerminateOnNaN(),
-                *callbacks(phase),
-            ],
+            callbacks=[*_stopping(seen, patience), *callbacks(phase)],
         ).history
-        if not np.isfinite([*history["loss"], *history["val_loss"]]).all():
-            raise UserError(
-                f"Phase {phase.name!r} must have a finite loss, and it is "
-                f"{history['loss'][-1]} in epoch {len(history['loss'])}",
-                f"Choose a learning rate below {phase.learning_rate:g}.",
-            )
+        _check_finite(phase, history)
+        done += len(history["loss"])
         unmoved = _unmoved(phase, model, before)
-        best = int(np.argmin(history["val_loss"]))
-        losses = example_losses(*predict(model, validation_data))
-        kept = best_losses is None or not _worse(losses, best_losses)
-        if not kept:
-            model.set_weights(weights)
-        if best_losses is None or losses.mean() < best_losses.mean():
-            best_losses = losses
+        kept, best = True, len(history["loss"]) - 1
+        if seen.validation is not None:
+            best = int(np.argmin(history["val_loss"]))
+            losses = example_losses(objective.task, *predict(trained, seen.validation))
+            kept = best_losses is None or not _worse(losses, best_losses)
+            if not kept:
+                model.set_weights(weights)
+            if best_losses is None or losses.mean() < best_losses.mean():
+                best_losses = losses
         results.append(
             PhaseResult(
                 name=phase.name,
-                epochs=len(history["val_loss"]),
+                epochs=len(history["loss"]),
                 best_epoch=best + 1,
-                val_loss=float(history["val_loss"][best]),
-                val_accuracy=float(history["val_accuracy"][best]),
+                val_loss=_at(history, "val_loss", best),
+                metric=objective.metric,
+                val_metric=_at(history, f"val_{objective.metric}", best),
                 unmoved=unmoved,
                 kept=kept,
                 seconds=time.perf_counter() - start,
             )
         )
+    # So that what is evaluated and saved is the whole model, compiled with what it was trained by.
+    if features is not None and plan[-1].stages == (HEAD,):
+        with scope():
+            model.compile(optimizer=optimizer, loss=objective.loss(), metrics=objective.metrics())
     return tuple(results)
+
+
+def _head_alone(model: FineTuner) -> keras.Model:
+    """Returns a model from features to outputs that shares the head's weights."""
+    features = keras.Input((model.backbone.units,))
+    return keras.Model(features, model.head(features))
+
+
+def _stopping(data: Data, patience: int) -> list[keras.callbacks.Callback]:
+    stopping = [keras.callbacks.TerminateOnNaN()]
+    if data.validation is not None:
+        stopping.insert(
+            0,
+            keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True),
+        )
+    return stopping
+
+
+def _check_finite(phase: Phase, history: dict[str, list[float]]) -> None:
+    if not np.isfinite([*history["loss"], *history.get("val_loss", [])]).all():
+        raise UserError(
+            f"Phase {phase.name!r} must have a finite loss, and it is "
+            f"{history['loss'][-1]} in epoch {len(history['loss'])}",
+            f"Choose a learning rate below {phase.learning_rate:g}.",
+        )
+
+
+def _at(history: dict[str, list[float]], name: str, epoch: int) -> float | None:
+    return float(history[name][epoch]) if name in history else None
 
 
 def _worse(losses: np.ndarray, before: np.ndarray) -> bool:
