@@ -119,12 +119,12 @@ def test_task_of_labels(y, task, expected):
             2,
             "has the label nan, which is not in 0 to 1",
         ),
-        ([0, 1, 2, np.inf, 0.5, 0], {}, 3, "has the label inf, which is not finite numbers"),
+        ([0, 1, 2, np.inf, 0.5, 0], {}, 3, "has inf for a number"),
         (
             [[0, 1], [1, 1], [0, 3]] * 2,
             {},
             (2, 5),
-            "has the label [0 3], which is not 0 and 1",
+            "has 3 for a label, which is not 0 or 1",
         ),
     ],
 )
@@ -158,10 +158,10 @@ def test_class_in_test_that_train_lacks():
         "has the label 2, which is not in 0 to 1",
     )
     (bad,) = open_arrays(parts, label_names=["a", "b", "c"]).bad
-    assert bad.reason == "has the class 2, which has no example in train"
+    assert bad.reason == "has the class '2', which has no example in train"
     words = {"train": (photos(), ["a", "b"] * 3), "test": (photos(2), ["a", "c"])}
     (bad,) = open_arrays(words).bad
-    assert bad.reason == "has the class c, which has no example in train"
+    assert bad.reason == "has the class 'c', which has no example in train"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,11 @@ def test_class_in_test_that_train_lacks():
     [
         ((photos(), Y[:5]), {}, "same length, above 0, .* shapes"),
         ((photos(0), Y[:0]), {}, "same length, above 0"),
-        ((photos(), Y * 0), {}, "at least two classes for training, and has 1"),
+        ((photos(), Y * 0), {}, "at least two classes for training, and has only '0'"),
+        ((photos(), Y * np.nan), {"task": SINGLE_LABEL}, "none; row 0 of train has the label nan"),
+        ((photos(), Y * np.nan), {}, "has none; row 0 of train has nan for a number"),
+        ((np.full((6, 3), np.nan), Y), {}, "has none; row 0 of train has an input that is not"),
+        ((photos(), np.full((6, 2), np.nan)), {}, "has none; row 0 of train has nan"),
         ((photos(), Y + 1), {}, "integers from 0 on.*none is 0"),
         ((photos(), np.eye(2)[Y]), {}, r"one-hot.*argmax"),
         ((photos(), np.eye(2)[Y]), {"task": SINGLE_LABEL}, "one class an example"),

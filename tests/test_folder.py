@@ -10,8 +10,9 @@ from PIL import Image
 from tests.image_files import bomb, picture, save, truncate
 from tfxfer.data.base import IMAGE, BadExample, DataInfo
 from tfxfer.data.folder import FolderSource, open_folder
-from tfxfer.data.images import Header, hash_files, read_header, read_headers, split_named
+from tfxfer.data.images import Header, hash_files, read_header, read_headers
 from tfxfer.data.scan import scan, stop_for_bad
+from tfxfer.data.split_names import split_named
 from tfxfer.errors import UserError
 from tfxfer.spec import parse_spec
 from tfxfer.task import SINGLE_LABEL, Task
@@ -235,11 +236,11 @@ def test_class_without_usable_images_is_none(pets):
 
 def test_one_class_only(tmp_path):
     save(tmp_path / "a" / "1.png", picture(0))
-    with pytest.raises(UserError, match="at least two classes for training, and has 1"):
+    with pytest.raises(UserError, match=r"and has only 'a'.*one level too deep or too high"):
         opened(tmp_path)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "1.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"has 1; b/1\.png is empty"):
+    with pytest.raises(UserError, match=r"has only 'a'; b/1\.png is empty"):
         opened(tmp_path)
 
 
@@ -266,6 +267,27 @@ def test_headers_come_in_order(pets):
     cut = truncate(save(pets / "x.png", picture(0)))
     cut.write_bytes(cut.read_bytes()[:12])
     assert isinstance(read_header(str(cut)), str)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".heic", ".avif"])
+def test_image_of_a_format_that_is_not_read(pets, suffix):
+    path = pets / "cat" / f"0{suffix}"
+    Image.fromarray(picture(0)).save(path, "TIFF")
+    reason = "is of no format that is read here; convert it to JPEG or PNG"
+    assert opened(pets).bad == (BadExample(f"cat/0{suffix}", reason, "train", 0),)
+    assert opened(pets).labels("train").tolist() == [0, 0, 0, 1, 1]
+
+
+def test_file_instead_of_a_folder(tmp_path):
+    file = tmp_path / "photos.csv"
+    file.write_text("image,label\n")
+    with pytest.raises(UserError, match=r"is a file\. Write csv:.*photos\.csv"):
+        opened(file)
+    image = save(tmp_path / "cat.png", picture(0))
+    with pytest.raises(UserError, match=r"is a file\. Name the folder"):
+        opened(image)
+    with pytest.raises(UserError, match=r"must name a folder.* has no \) at its end"):
+        opened(tmp_path / "photos(size=3")
 
 
 def test_large_folders_are_hashed_by_the_first_files(pets, monkeypatch):

@@ -139,6 +139,94 @@ def test_several_names_in_a_cell(tmp_path):
     assert source.bad == ()
 
 
+@pytest.mark.parametrize("options", ["labels=tags, separator=|", "separator=|, label=tags"])
+def test_several_names_in_a_cell_of_labels(tmp_path, options):
+    file = write(tmp_path / "t.csv", "text,tags\nx,b|a\ny,\nz,a| c \n")
+    source = opened(f"csv:{file}({options})")
+    assert source.info.task == Task(MULTI_LABEL, ("a", "b", "c"))
+    assert source.labels("train").tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1]]
+
+
+@pytest.mark.parametrize("option", ["label", "labels"])
+def test_column_of_json_lists(tmp_path, option):
+    content = '{"text": "x", "tags": ["b", "a"]}\n{"text": "y", "tags": []}\n'
+    source = opened(f"jsonl:{write(tmp_path / 't.jsonl', content)}({option}=tags)")
+    assert source.info.task == Task(MULTI_LABEL, ("a", "b"))
+    assert source.labels("train").tolist() == [[1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "reason"),
+    [
+        ("labels='a;b'", "", "has 'x', 'y' for a label, which is not 0 or 1"),
+        ("targets='a;b'", "", "has 'x', 'y' for a number"),
+        ("label=a", SINGLE_LABEL, "has 'x', 'y' for its label, which must be one"),
+    ],
+)
+def test_lists_where_there_should_be_none(tmp_path, options, task, reason):
+    good = '{"text": "t", "a": 0, "b": 1}\n{"text": "t", "a": 1, "b": 1}\n'
+    file = write(tmp_path / "t.jsonl", good + '{"text": "t", "a": ["x", "y"], "b": 1}\n')
+    assert bad(opened(f"jsonl:{file}({options})", task=task)) == [("t.jsonl line 3", reason)]
+
+
+def test_names_of_classes(tmp_path):
+    file = write(tmp_path / "t.csv", "text,label\nx,10\ny,2\nz,2\n")
+    source = opened(f"csv:{file}(names='Two;Sci/Tech')")
+    assert source.info.task.names == ("Two", "Sci/Tech")
+    assert source.labels("train").tolist() == [1, 0, 0]
+    assert source.fingerprint != opened(f"csv:{file}").fingerprint
+    with pytest.raises(UserError, match=r"name the 2 classes, and has 3 names.*'2', '10'"):
+        opened(f"csv:{file}(names='a;b;c')")
+
+
+def test_other_delimiter(tmp_path):
+    file = write(tmp_path / "t.csv", 'text;label\n"a;b, c";x\nd;y\n')
+    source = opened(f"csv:{file}(delimiter=;)")
+    assert texts(source) == ["a;b, c", "d"]
+    assert source.info.task.names == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("kind", "header", "fix"),
+    [
+        ("csv", "text;label", "say delimiter=';'"),
+        ("csv", "text|label", r"say delimiter='\|'"),
+        ("csv", "text\tlabel", r"say tsv:.*t\.csv"),
+        ("tsv", "text,label", r"say csv:.*t\.csv"),
+    ],
+)
+@pytest.mark.parametrize("options", ["", "(text=text)", "(columns='text;label')"])
+def test_wrong_delimiter_is_guessed(tmp_path, kind, header, fix, options):
+    file = write(tmp_path / "t.csv", f"{header}\n" * 3)
+    with pytest.raises(UserError, match=fix):
+        opened(f"{kind}:{file}{options}")
+
+
+def test_column_that_is_nearly_there(csv_file):
+    with pytest.raises(
+        UserError, match=r"has no column 'Lable'\. Did you mean 'label'\? .* 'text', 'label'"
+    ):
+        opened(f"csv:{csv_file}(label=Lable)")
+
+
+@pytest.mark.parametrize("line", [3, 4])
+def test_quote_that_is_never_closed(tmp_path, line):
+    lines = ["text,label", "x,a", "y,b", "z,a", "w,b"]
+    lines[line - 1] = f'"{lines[line - 1]}'
+    file = write(tmp_path / "t.csv", "\n".join(lines))
+    with pytest.raises(UserError, match=rf"t\.csv: a quote opened on line {line} is never closed"):
+        opened(f"csv:{file}")
+
+
+def test_quote_that_is_closed_too_late(tmp_path):
+    file = write(tmp_path / "t.csv", 'text,label\n"x,a\ny,b\n"z",a\nv,a\nw,b\n')
+    source = opened(f"csv:{file}")
+    assert texts(source) == ["", "v", "w"]
+    ((where, reason),) = bad(source)
+    assert where == "t.csv line 2"
+    assert reason.startswith("is not CSV up to line 4: ")
+
+
 def test_json_lines(tmp_path):
     rows = [
         {"text": "één\n☀", "label": ["b", "a"]},
@@ -276,6 +364,34 @@ def test_images_that_cannot_be_used(images, tmp_path):
         stop_for_bad(source.bad, skip_bad=False)
 
 
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ("csv:{}(root=nowhere)", r"line 2 names the image .*nowhere/photos/0\.jpg, which does not"),
+        ("csv:{}(image=class,label=filename)", r"line 2 names the image .*/a, which does not"),
+        ("csv:{}(labels=class)", "line 2 has 'a' for a label, which is not 0 or 1.* separator="),
+        ("csv:{}(target=class)", "line 2 has 'a' for a number"),
+    ],
+)
+def test_first_line_is_shown_if_all_are_bad(images, spec, line):
+    with pytest.raises(UserError, match=rf"must have usable examples .* none; table\.csv {line}"):
+        opened(spec.format(images))
+
+
+def test_values_of_a_split_column_that_are_none(tmp_path):
+    owners = "".join(f"x,a,owner {row}\n" for row in range(9))
+    file = write(tmp_path / "t.csv", f"text,label,owner\n{owners}")
+    with pytest.raises(
+        UserError, match=r"'owner' has 'owner 0', .* and others; understood are train, training,"
+    ):
+        opened(f"csv:{file}(split=owner)")
+
+
+def test_folder_instead_of_a_file(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder\. For images in it write folder:"):
+        opened(f"csv:{tmp_path}")
+
+
 _WRONG_LINES = [
     (b"one", "has 1 cells, and there are 2 columns"),
     (b"one,a,more", "has 3 cells, and there are 2 columns"),
@@ -285,7 +401,6 @@ _WRONG_LINES = [
 ]
 _WRONG_QUOTES = [
     (b'"one"two,a', "is not CSV: ',' expected after '\"'"),
-    (b'"one,a', "is not CSV: unexpected end of data"),
 ]
 
 
@@ -299,8 +414,7 @@ _WRONG_QUOTES = [
 def test_bad_lines_are_named_and_the_rest_is_usable(tmp_path, kind, line, reason):
     comma = b"," if kind == "csv" else b"\t"
     lines = [b"text,label", b"x,a", b"y,b", b"z,a", line]
-    if "end of data" not in reason:
-        lines[2:] = [line, *lines[2:4]]
+    lines[2:] = [line, *lines[2:4]]
     where = lines.index(line)
     content = b"\n".join(one.replace(b",", comma) if one != line else one for one in lines)
     source = opened(f"{kind}:{write(tmp_path / f't.{kind}', content)}")
@@ -356,7 +470,7 @@ def test_class_in_test_that_train_lacks(tmp_path):
     source = opened(f"csv:{file}(test={tmp_path / 'test.csv'})")
     assert source.info.task.names == ("a", "b")
     assert source.labels("test").tolist() == [0, -1]
-    assert bad(source) == [("test.csv line 3", "has the class 'c', which has no row in train")]
+    assert bad(source) == [("test.csv line 3", "has the class 'c', which has no example in train")]
     several = opened(f"csv:{file}(test={tmp_path / 'test.csv'}, label=label, separator=|)")
     assert bad(several) == bad(source)
 
@@ -367,12 +481,17 @@ def test_class_in_test_that_train_lacks(tmp_path):
         ("", "", {}, "must hold rows, and is empty"),
         ("text,label\n", "", {}, "must have rows of split 'train'"),
         ("\n\n", "", {}, "must begin with a row"),
-        ("text,label\nx,a\ny,a\n", "", {}, "at least two classes for training, and has 'a'"),
-        ("text,label\nx,\ny,\n", "", {}, "at least two classes for training, and has none"),
-        ("a,label\nx,a\n", "", {}, "usual name, and its columns are 'a', 'label'"),
-        ("text,a\nx,a\n", "", {}, "column of labels .* its columns are 'text', 'a'"),
-        ("text,label\nx,a\n", "(label=klass)", {}, "column 'klass' once, and has it not.*'label'"),
-        ("text,label,text\nx,a,y\n", "", {}, "'text' once, and has it twice"),
+        ("text,label\nx,a\ny,a\n", "", {}, "at least two classes for training, and has only 'a'"),
+        (
+            "text,label\nx,\ny,\n",
+            "",
+            {},
+            "at least two classes for training, and has none; t.csv line 2 has an empty",
+        ),
+        ("a,label\nx,a\n", "", {}, "usual name.* columns are 'a', 'label'"),
+        ("text,a\nx,a\n", "", {}, "column of labels .* columns are 'text', 'a'"),
+        ("text,label\nx,a\n", "(label=klass)", {}, "has no column 'klass'.*'label'"),
+        ("text,label,text\nx,a,y\n", "", {}, "has the column 'text' twice"),
         ("text,label\nx,a\n", "(text=a, image=b)", {}, "text= or image=, not both"),
         ("text,label\nx,a\n", "(label=a, target=b)", {}, "label= or target=, not both"),
         ("text,label\nx,a\n", "(columns='a;b;c')", {}, "3 columns of columns=, .* 2 cells"),
@@ -381,11 +500,20 @@ def test_class_in_test_that_train_lacks(tmp_path):
         ("text,label\nx,a\n", "(target=label)", {"task": SINGLE_LABEL}, "says regression, and"),
         ("text,label\nx,a\n", "", {"task": "ranking"}, "must be one of"),
         ("text,label\nx,a\n", "(text=text, label='a;b')", {}, "label= of .* must name a column"),
-        ("text,label\nx,a\n", "(split=part)", {}, "a column 'part'"),
+        ("text,label\nx,a\n", "(split=part)", {}, "no column 'part'"),
         ("text,label\nx,a\n", "(split=label, test=x.csv)", {}, "in a column or in files"),
         ("text,label\nx,a\n", "(test=nowhere.csv)", {}, "must name a file"),
-        ("text,label\nx,a\n", "", {"group_column": "who"}, "a column 'who'"),
+        ("text,label\nx,a\n", "", {"group_column": "who"}, "no column 'who'"),
         ("text,label\nx,a\n", "(texts=a)", {}, "no option 'texts'"),
+        ("text,label\nx,a\n", "(label=label", {}, r"must name a file.* has no \) at its end"),
+        (
+            "text,label\nx,a\n",
+            "(columns='text')",
+            {},
+            "1 columns of columns=.*all columns, in order",
+        ),
+        ("text,label\nx,a\n", "(delimiter=||)", {}, r"one character .* is '\|\|'"),
+        ("text,label\nx,a\n", "(labels='a;b', separator=|)", {}, "labels= of one column"),
         ("text,label\nx,a\n", "(label=true)", {}, "must be a name, not True"),
         (b"caf\xe9,label\nx,a\n", "", {}, "must be UTF-8, and its first line is not"),
         ("text,label\nx,a\n".encode("utf-16"), "", {}, "must be UTF-8"),

@@ -125,6 +125,7 @@ def cannot_be_opened(name: str, reason: str, data_dir: str) -> UserError:
     return UserError(
         f"Dataset {name!r} cannot be opened by TensorFlow Datasets: {reason.rstrip(' .:')}",
         (f"Did you mean {' or '.join(close)}? " if close else "")
+        + (f"For a folder of images write folder:{name}. " if Path(name).is_dir() else "")
         + "Use 'digits', a name from https://www.tensorflow.org/datasets/catalog, or a name with "
         f"the folder it is prepared in as --data_dir, which is {data_dir or 'empty'!r} now.",
     )

@@ -70,6 +70,10 @@ class DataSource:
     bad: tuple[BadExample, ...] = ()
     raw_bytes: int = 1000
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {count}" for name, count in self.info.examples.items())
+        return f"<{type(self).__name__} {self.info.name}: {self.info.task}; {sizes}>"
+
     def read(self, name: str, rows: np.ndarray | None = None) -> tf.data.Dataset:
         """Returns a split as `(id, raw, y)`, always in the same order.
 

@@ -12,18 +12,21 @@ import tensorflow as tf
 from tfxfer.data.base import IMAGE, BadExample, DataInfo, DataSource
 from tfxfer.data.images import (
     IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
     Header,
     common_shape,
     decode_image_file,
     hash_files,
     read_headers,
-    split_named,
 )
+from tfxfer.data.kinds import FOLDER, check_path
+from tfxfer.data.labels import check_usable
+from tfxfer.data.split_names import split_named
 from tfxfer.errors import UserError
 from tfxfer.spec import Spec
 from tfxfer.task import SINGLE_LABEL, Task
 
-PREFIX = "folder:"
+PREFIX = f"{FOLDER}:"
 
 _FIX = (
     "Put the images into one folder per class, such as PATH/cat/1.jpg, or PATH/train/cat/1.jpg "
@@ -47,8 +50,8 @@ def open_folder(spec: Spec, *, task: str = "") -> "FolderSource":
 
     Returns:
         The images. Its classes are the folders with usable images for training. `bad` lists files
-        whose header cannot be read, empty class folders, and images of classes that training
-        lacks.
+        whose header cannot be read, images of formats that are not decoded, empty class folders,
+        and images of classes that training lacks.
 
     Raises:
         UserError: If there are no images of two classes for training.
@@ -60,8 +63,7 @@ def open_folder(spec: Spec, *, task: str = "") -> "FolderSource":
             "Give images with several labels or numbers in a table, such as csv:PATH.",
         )
     root = Path(spec.name.removeprefix(PREFIX)).expanduser().absolute()
-    if not root.is_dir():
-        raise UserError(f"{spec.name!r} must name a folder, and there is none", "Check the path.")
+    check_path(FOLDER, root)
     return FolderSource(root)
 
 
@@ -106,17 +108,13 @@ class FolderSource(DataSource):
                     reason = f"is of class {shown(file.label)!r}, which has no image in train"
                     bad.append(BadExample(shown(file.path), reason, name, row))
             self._labels[name] = np.array([index.get(f.label, -1) for f in files[name]], np.int64)
-        if len(names) < 2:
-            first = f"; {bad[0].where} {bad[0].reason}" if bad else ""
-            raise UserError(
-                f"{PREFIX}{root} must hold usable images of at least two classes for training, "
-                f"and has {len(names)}{first}",
-                _FIX,
-            )
         self.bad = tuple(bad)
+        task = Task(SINGLE_LABEL, tuple(map(shown, names)))
+        fix = f"{_FIX} {shown(str(root))} may be one level too deep or too high."
+        check_usable(f"{PREFIX}{shown(str(root))}", task, self._labels["train"], bad, fix)
         self.info = DataInfo(
             name=f"{PREFIX}{shown(root.name)}",
-            task=Task(SINGLE_LABEL, tuple(map(shown, names))),
+            task=task,
             inputs=IMAGE,
             shape=common_shape([header for found in headers.values() for header in found]),
             examples={name: len(found) for name, found in self._files.items()},
@@ -251,4 +249,4 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES | UNREAD_SUFFIXES

@@ -11,9 +11,9 @@ from pathlib import Path
 import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp")
-)  # What `tf.io.decode_image` decodes.
+# What `tf.io.decode_image` decodes, and what it does not, so that people with such are told.
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp"))
+UNREAD_SUFFIXES = frozenset((".tif", ".tiff", ".heic", ".heif", ".avif"))
 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 _GRAY_FORMATS = ("JPEG", "PNG")  # The others are always decoded to three channels.
@@ -66,6 +66,8 @@ def read_header(path: str) -> Header | str:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return too_large
     except UnidentifiedImageError:
+        if Path(path).suffix.lower() in UNREAD_SUFFIXES:
+            return "is of no format that is read here; convert it to JPEG or PNG"
         return "is no JPEG, PNG, GIF, BMP or WebP image"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
@@ -176,21 +178,3 @@ def hash_files(paths: Sequence[str]) -> str:
         for part in pool.map(content, files, chunksize=16):
             digest.update(part)
     return digest.hexdigest()
-
-
-# Names of folders, and of the cells of a column, that say where an example belongs.
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-
-
-def split_named(name: str) -> str | None:
-    """Returns the split that people call so, such as `validation` for `val`, or `None`."""
-    return _SPLITS.get(name.strip().lower())

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tfxfer.data.scan import duplicate_distance, near_duplicates
-from tfxfer.data.splits import Splits
+from tfxfer.data.splits import Splits, check_classes
+
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,14 @@ class Leaks:
         train_in_validation: Training examples that stand almost alike in validation.
         validation_in_test: Examples of validation that stand almost alike in test.
         dropped: Training examples that were left out for it.
+        such_as: The first of the training examples, by file or row.
     """
 
     train_in_test: int
     train_in_validation: int
     validation_in_test: int
     dropped: int = 0
+    such_as: tuple[str, ...] = ()
 
     @property
     def found(self) -> bool:
@@ -43,6 +47,9 @@ def find_leaks(
 
     Returns:
         The parts, and what was found.
+
+    Raises:
+        UserError: If nothing, or nothing of a class, is left to train on.
     """
     train, validation, test = (
         hashes[part.split][part.rows] for part in (splits.train, splits.validation, splits.test)
@@ -50,14 +57,19 @@ def find_leaks(
     distance = duplicate_distance(splits.train.source.info.inputs)
     in_test = near_duplicates(train, test, distance)
     in_validation = near_duplicates(train, validation, distance)
+    leaking = in_test | in_validation
+    part = splits.train
     leaks = Leaks(
         train_in_test=int(in_test.sum()),
         train_in_validation=int(in_validation.sum()),
         validation_in_test=int(near_duplicates(validation, test, distance).sum()),
+        such_as=tuple(
+            part.source.where(part.split, int(row)) for row in part.rows[leaking][:_NAMED]
+        ),
     )
-    leaking = in_test | in_validation
     if not drop or not leaking.any():
         return splits, leaks
     origin = f"{splits.train.origin} without {leaking.sum()} leaks"
-    kept = splits.train.keep(~leaking, origin)
-    return replace(splits, train=kept), replace(leaks, dropped=int(leaking.sum()))
+    kept = replace(splits, train=splits.train.keep(~leaking, origin))
+    check_classes(kept)
+    return kept, replace(leaks, dropped=int(leaking.sum()))

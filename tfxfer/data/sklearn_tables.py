@@ -4,9 +4,10 @@ import sklearn.datasets
 
 from tfxfer.data.arrays import open_arrays
 from tfxfer.data.base import DataSource
+from tfxfer.data.kinds import SKLEARN
 from tfxfer.errors import UserError
 
-PREFIX = "sklearn:"
+PREFIX = f"{SKLEARN}:"
 
 _REGRESSION = {"diabetes": ("progression",), "linnerud": ("Weight", "Waist", "Pulse")}
 _CLASSES = ("iris", "wine", "breast_cancer")

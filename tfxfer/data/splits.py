@@ -1,5 +1,6 @@
 """Which examples train, which validate, which test; nothing is in two of them."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -109,7 +110,7 @@ def split_data(
     Raises:
         UserError: If there is no `train` split, or too little of a class to carve or draw from.
     """
-    given = _given(source, bad)
+    given = given_parts(source, bad)
     train, test = _test(source, given)
     if vtab:
         train, validation = _vtab(train, seed)
@@ -117,7 +118,11 @@ def split_data(
         validation = given[VALIDATION]
     else:
         train, validation = _carve(train, _VALIDATION_SHARE, seed)
-    return Splits(_fewer(train, shots, max_examples, seed), validation, test)
+    splits = Splits(train, validation, test)
+    _check_groups(splits)
+    if not vtab:  # Its 800 examples are drawn without regard to class.
+        check_classes(splits)
+    return draw_fewer(splits, shots, max_examples, seed)
 
 
 def fold_data(
@@ -149,8 +154,14 @@ def fold_data(
     Raises:
         UserError: If there is no `train` split, or a class has fewer examples than folds.
     """
-    given = _given(source, bad)
+    given = given_parts(source, bad)
     whole = given[TRAIN]
+    if whole.examples < folds:
+        raise UserError(
+            f"Dataset {source.info.name} must have an example for each of {folds} folds, and has "
+            f"{whole.examples}",
+            "Give fewer --folds.",
+        )
     strata, groups = _strata(whole), _groups(whole)
     _check_enough(whole, strata, folds if groups is None else 1, f"be in each of {folds} folds")
     if groups is not None and len(np.unique(groups)) < folds:
@@ -159,6 +170,10 @@ def fold_data(
             f"{len(np.unique(groups))}",
             "Give fewer --folds.",
         )
+    if strata is not None:
+        sizes = np.unique(strata, return_counts=True)[1]
+        if (sizes.max() if groups is not None else sizes.min()) < folds:
+            strata = None  # Too few of each for every fold to have one.
     if groups is not None:
         maker = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     elif strata is not None:
@@ -175,12 +190,90 @@ def fold_data(
             validation = given[VALIDATION]
         else:
             train, validation = _carve(train, _VALIDATION_SHARE, seed)
-        parts.append(Splits(_fewer(train, shots, max_examples, seed), validation, test))
+        splits = Splits(train, validation, test)
+        _check_groups(splits)
+        check_classes(splits)
+        parts.append(draw_fewer(splits, shots, max_examples, seed))
     return tuple(parts)
 
 
-def _given(source: DataSource, bad: Sequence[BadExample]) -> dict[str, Part]:
-    """Returns the splits that can be used, whole but for bad examples."""
+def draw_fewer(splits: Splits, shots: int = 0, max_examples: int = 0, seed: int = 0) -> Splits:
+    """Draws some training examples of each class, or some in all; all if both are 0.
+
+    Args:
+        splits: The parts.
+        shots: Examples of each class.
+        max_examples: Examples in all.
+        seed: Of what is drawn.
+
+    Returns:
+        The parts, with fewer examples in train.
+
+    Raises:
+        UserError: If a class has too few, or the task has no classes to draw from.
+    """
+    return replace(splits, train=_fewer(splits.train, shots, max_examples, seed))
+
+
+def check_classes(splits: Splits) -> None:
+    """Checks that what is trained on has every class that is validated and tested.
+
+    Args:
+        splits: The parts.
+
+    Raises:
+        UserError: If train is empty, has one class alone, or lacks one of the others.
+    """
+    train, info = splits.train, splits.train.source.info
+    fix = "Add examples, or split the data in another way."
+    if not train.examples:
+        raise UserError(f"Dataset {info.name} has no example left in {train.origin}", fix)
+    if info.task.kind != SINGLE_LABEL:
+        return
+    classes = np.unique(train.labels)
+    for part in (splits.validation, splits.test):
+        if len(lacking := np.setdiff1d(part.labels, classes)):
+            raise UserError(
+                f"Dataset {info.name} has class {info.task.names[lacking[0]]!r} in {part.origin}, "
+                f"and no example of it in {train.origin}",
+                fix,
+            )
+    if len(classes) < 2:
+        raise UserError(
+            f"Dataset {info.name} must have examples of two classes to train on, and all of "
+            f"{train.origin} are {info.task.names[classes[0]]!r}",
+            fix,
+        )
+
+
+def _check_groups(splits: Splits) -> None:
+    parts = (splits.train, splits.validation, splits.test)
+    for one, other in itertools.combinations(parts, 2):
+        groups, others = _groups(one), _groups(other)
+        if groups is None or others is None:
+            continue
+        if len(shared := np.intersect1d(groups, others)):
+            places = [
+                part.source.where(part.split, int(part.rows[np.flatnonzero(of == shared[0])[0]]))
+                for part, of in ((one, groups), (other, others))
+            ]
+            raise UserError(
+                f"{places[0]} is in {one.origin} and {places[1]} in {other.origin}, and both are "
+                "of one group",
+                "Leave --group_column out, or bring each group into one part.",
+            )
+
+
+def given_parts(source: DataSource, bad: Sequence[BadExample]) -> dict[str, Part]:
+    """Returns the splits that a source has and that can be used, whole but for bad examples.
+
+    Args:
+        source: A dataset with a `train` split.
+        bad: Examples to leave out.
+
+    Raises:
+        UserError: If there is nothing to train on.
+    """
     sizes = source.info.examples
     if not sizes.get(TRAIN):
         raise UserError(
@@ -194,7 +287,8 @@ def _given(source: DataSource, bad: Sequence[BadExample]) -> dict[str, Part]:
             continue
         mask = np.ones(sizes[name], bool)
         mask[[each.row for each in bad if each.split == name and each.row >= 0]] = False
-        if source.info.task.kind == SINGLE_LABEL and (source.labels(name) == _HIDDEN).all():
+        labels = source.labels(name)
+        if (labels == _HIDDEN if labels.ndim == 1 else np.isnan(labels).any(axis=1)).all():
             continue
         origin = name if name == TRAIN else f"split {name!r}"
         part = Part(source, name, np.arange(sizes[name]), origin).keep(mask)
@@ -222,12 +316,18 @@ def _carve(part: Part, share: float, seed: int) -> tuple[Part, Part]:
 
     At least one example a class is held out, or the split would not be stratified.
     """
+    if part.examples < 2:
+        raise UserError(
+            f"Dataset {part.source.info.name} needs two examples at least to hold one out, and "
+            f"{part.origin} has {part.examples}",
+            "Add examples, or give the splits.",
+        )
     rows, strata, groups = np.arange(part.examples), _strata(part), _groups(part)
     if groups is not None:
         if len(np.unique(groups)) < 2:
             raise UserError(
                 f"Dataset {part.source.info.name} needs two groups at least to hold one out, and "
-                f"has {groups[0]!r} alone",
+                f"{part.origin} has one",
                 "Leave --group_column out, or give the splits.",
             )
         # Of several random draws, the one whose classes are spread most evenly.
@@ -271,7 +371,7 @@ def _fewer(part: Part, shots: int, max_examples: int, seed: int) -> Part:
                 "Give --max_examples.",
             )
         labels, chosen = part.labels, []
-        for c in range(task.units):
+        for c in np.unique(labels):
             rows = np.flatnonzero(labels == c)
             if len(rows) < shots:
                 raise UserError(
@@ -284,8 +384,14 @@ def _fewer(part: Part, shots: int, max_examples: int, seed: int) -> Part:
         part = part.keep(_mask(rows, part.examples), f"{shots} a class of {part.origin}")
     if max_examples and max_examples < part.examples:
         strata = _strata(part)
-        classes = 1 if strata is None else len(np.unique(strata))
-        few = max_examples < classes or part.examples - max_examples < classes
+        classes = len(np.unique(part.labels)) if part.source.info.task.kind == SINGLE_LABEL else 1
+        if max_examples < classes:
+            raise UserError(
+                f"--max_examples={max_examples} must leave an example of each of {classes} classes",
+                "Give a larger number.",
+            )
+        sizes = np.array([part.examples]) if strata is None else np.unique_counts(strata).counts
+        few = min(max_examples, part.examples - max_examples) < len(sizes) or sizes.min() < 2
         kept, _ = train_test_split(
             np.arange(part.examples),
             train_size=max_examples,
@@ -341,7 +447,8 @@ def _check_enough(part: Part, strata: np.ndarray | None, least: int, to: str) ->
         raise UserError(
             f"Dataset {part.source.info.name} needs at least {least} training examples of each "
             f"class to {to}, and has {counts.min()} of {name!r}",
-            "Add examples, or leave out the classes that have so few.",
+            "Add examples, or leave out the classes that have so few; if the labels are amounts, "
+            "give --task=regression.",
         )
 
 

@@ -19,13 +19,14 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from tfxfer.data.availability import can_download, check_available, open_builder
 from tfxfer.data.base import IMAGE, TABLE, BadExample, DataInfo, DataSource
 from tfxfer.data.digits import Digits
+from tfxfer.data.labels import check_task
+from tfxfer.data.split_names import split_named
 from tfxfer.data.tfds_features import INPUTS, LABELS, Input, Label, find_features
 from tfxfer.errors import UserError, first_line
 from tfxfer.spec import Spec
-from tfxfer.task import KINDS, Task
+from tfxfer.task import Task
 
 _PARTS = ("train", "validation", "test")
-_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 _HASHED_WHOLE = 2**30  # Bytes.
 _HASHED_FIRST = 1000  # Examples a split, of what is larger.
 _BATCH = 256
@@ -252,10 +253,7 @@ def open_tfds(
             kind.
     """
     spec.only((*_PARTS, *INPUTS, *LABELS))
-    if task not in ("", *KINDS):
-        raise UserError(
-            f"The task must be one of {', '.join(KINDS)}, not {task!r}", "Choose one of them."
-        )
+    check_task(task)
     check_available(spec.name, data_dir, download, manual_dir)
     builder = open_builder(spec.name, data_dir)
     x, label = find_features(builder.info, spec, task)  # Before gigabytes of another kind come.
@@ -335,7 +333,7 @@ def _splits(info: tfds.core.DatasetInfo, spec: Spec) -> dict[str, str]:
     filled = [str(name) for name, split in info.splits.items() if split.num_examples]
     own = {}
     for name in filled:
-        alias = _ALIASES.get(name, name)
+        alias = split_named(name) or name
         own[name if alias in filled else alias] = name
     given = {name: spec.options[name] for name in _PARTS if name in spec.options}
     parts = {name: str(part).strip() for name, part in {**own, **given}.items() if part is not None}
