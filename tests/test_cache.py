@@ -142,7 +142,11 @@ with cache.write("features", {"data": "digits", "rows": 3},
                  {"x": ((4, 3), "float32"), "y": ((4,), "int64")}) as draft:
     draft.arrays["x"][:2] = value
     draft.arrays["x"].flush()
-    if where == "filling":
+    if where == "recorded":
+        draft.record(2)
+        draft.arrays["x"][2] = -1
+        draft.arrays["x"].flush()
+    if where in ("filling", "recorded"):
         stop()
     draft.arrays["x"][2:] = value
     draft.arrays["y"][...] = range(4)
@@ -220,16 +224,74 @@ def test_writers_that_race_agree(cache):
     assert leftovers(cache) == []
 
 
-def test_what_another_machine_has_left_goes_after_a_day(cache):
-    write(cache)
-    left = cache.folder / KIND / f".unfinished-{os.getpid()}-elsewhere-0a"
-    left.mkdir()
+def test_what_was_recorded_is_found_again_and_the_rest_is_not_trusted(cache):
+    with child(cache, "recorded") as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert cache.read(KIND, PARTS) is None
+    write(cache, {"data": "other"})  # Which must leave it to whoever goes on with it.
+    with cache.write(KIND, PARTS, SHAPES) as draft:
+        assert draft.done == 2
+        np.testing.assert_array_equal(draft.arrays["x"][:2], np.full((2, 3), 2.0))
+        draft.arrays["x"][2:] = 3.0
+        draft.arrays["y"][...] = np.arange(4)
+    np.testing.assert_array_equal(draft.finished["x"][:, 0], [2, 2, 3, 3])
+    assert leftovers(cache) == []
+    files = sorted(path.name for path in folder_of(cache).iterdir())
+    assert files == ["meta.json", "x.npy", "y.npy"]
+
+
+def test_what_another_process_is_writing_is_not_taken_over(cache):
+    with child(cache, "recorded") as process:
+        with cache.write(KIND, PARTS, SHAPES) as draft:
+            assert draft.done == 0
+            assert len(leftovers(cache)) == 2
+            draft.arrays["x"][...] = 1.0
+        cache.clear()
+        assert len(leftovers(cache)) == 1
+        output, _ = process.communicate("go\n")
+        assert process.returncode == 0
+    assert json.loads(output) == np.full((4, 3), 2.0).tolist()
+    assert leftovers(cache) == []
+
+
+def interrupt(cache: Cache, done: int = 2) -> Path:
+    """Leaves an entry of which the first two rows are recorded."""
+    with pytest.raises(KeyboardInterrupt), cache.write(KIND, PARTS, SHAPES) as draft:
+        draft.arrays["x"][:2] = 2.0
+        draft.record(1)
+        draft.record(done)
+        raise KeyboardInterrupt
+    (left,) = (cache.folder / KIND).glob(".unfinished-*")
+    return left
+
+
+def test_an_exception_leaves_what_was_recorded(cache):
+    interrupt(cache)
+    with cache.write(KIND, PARTS, SHAPES) as draft:
+        assert draft.done == 2
+
+
+def test_what_nobody_goes_on_with_goes_after_a_week(cache):
+    left = interrupt(cache)
+    for days, stays in ((6, True), (8, False)):
+        then = time.time() - days * 24 * 60 * 60
+        os.utime(left / "progress", (then, then))
+        write(cache, {"data": str(days)})
+        assert left.exists() == stays
+
+
+def test_what_is_left_of_an_entry_that_is_there_goes(cache):
+    left = interrupt(cache)
+    folder_of(cache).mkdir()
     write(cache, {"data": "other"})
-    assert left.is_dir()
-    a_day_ago = time.time() - 25 * 60 * 60
-    os.utime(left, (a_day_ago, a_day_ago))
-    write(cache, {"data": "another"})
     assert not left.exists()
+
+
+def test_clear_removes_what_was_left(cache):
+    interrupt(cache)
+    assert cache.clear() == (0, 0)
+    assert leftovers(cache) == []
 
 
 def truncate(folder: Path) -> None:
@@ -307,6 +369,21 @@ def test_a_damaged_entry_is_removed_and_never_read(cache, damage):
     assert leftovers(cache) == []
     write(cache)
     assert cache.read(KIND, PARTS) is not None
+
+
+def break_progress(left: Path) -> None:
+    (left / "progress").write_bytes(b"-1 or so")
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, other_type, other_shape, no_array, missing, break_progress]
+)
+def test_what_is_not_as_it_was_recorded_is_begun_anew(cache, damage):
+    damage(interrupt(cache))
+    with cache.write(KIND, PARTS, SHAPES) as draft:
+        assert draft.done == 0
+        assert not draft.arrays["x"].any()
+        assert len(leftovers(cache)) == 1
 
 
 def test_a_damaged_entry_is_replaced_by_a_writer_that_did_not_look(cache):

@@ -15,6 +15,8 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+from tests.memory import Memory
+from tfxfer.data.splits import Part, Splits
 from tfxfer.evaluate import predict, score, summarise_folds
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
@@ -105,16 +107,21 @@ def test_scores_of_numbers_are_scikit_learns():
 
 def test_folds_have_a_wider_interval_than_independent_scores():
     """Nadeau and Bengio: k = 4 folds, a fold tests a third of what it trains on."""
-    found = summarise_folds(
-        [
-            score(classes(2), np.eye(2)[[0] * right + [1] * (10 - right)], np.zeros(10, int))
-            for right in (6, 7, 8, 9)
-        ],
-        1 / 3,
-    )
+    scores = {
+        f"fold {right}": score(
+            classes(2), np.eye(2)[[0] * right + [1] * (10 - right)], np.zeros(10, int)
+        )
+        for right in (4, 5, 6, 7)
+    }
+    source = Memory(train=40)
+    fold = Splits(*(Part(source, "train", np.arange(count), "made") for count in (30, 1, 10)))
+    found = summarise_folds(scores, [fold] * 4)
     assert found.name == "accuracy"
-    assert found.values == (0.6, 0.7, 0.8, 0.9)
-    assert found.mean == pytest.approx(0.75)
+    assert found.values == (0.4, 0.5, 0.6, 0.7)
+    assert found.mean == pytest.approx(0.55)
     # t of 3 degrees of freedom at 97.5% is 3.18245; the variance of the scores is 1/60.
     half = 3.18245 * ((1 / 4 + 1 / 3) / 60) ** 0.5
-    assert found.interval == pytest.approx((0.75 - half, 0.75 + half), rel=1e-5)
+    assert found.interval == pytest.approx((0.55 - half, 0.55 + half), rel=1e-5)
+    perfect = {name: score(classes(2), np.eye(2)[[0] * 9], np.zeros(9, int)) for name in "ab"}
+    perfect["c"] = scores["fold 7"]
+    assert summarise_folds(perfect, [fold] * 3).interval[1] == 1.0, "no accuracy is above 1"

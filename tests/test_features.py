@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +14,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conftest import small_network
 from tfxfer.backbones import Backbone, load_backbone
 from tfxfer.cache import Cache
 from tfxfer.data.base import IMAGE, TEXT, DataInfo, DataSource
 from tfxfer.data.pipeline import batches
 from tfxfer.data.splits import Part
-from tfxfer.features import compute_once, extract, weights_digest
+from tfxfer.feature_data import feature_batches, feature_part
+from tfxfer.features import compute_once, covering, extract, weights_digest
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
 
@@ -72,6 +77,9 @@ def counted(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> tuple[tf.Var
         return features(images, training)
 
     monkeypatch.setattr(backbone, "features", counting)
+    # What was traced before would not be counted.
+    infer = tf.function(lambda images: backbone(images, training=False), reduce_retracing=True)
+    monkeypatch.setitem(vars(backbone), "infer", infer)
     return seen, traces
 
 
@@ -148,7 +156,7 @@ def test_features_are_memory_mapped_and_in_order(small, cache):
         assert found.x.dtype == np.float32
         assert found.y.dtype == np.int64
         np.testing.assert_array_equal(found.y, rows % 3)
-        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_array_equal(found.part.rows, rows)
         expected = np.asarray(small(images(10, 16)[rows]))
         np.testing.assert_allclose(found.first, expected, atol=1e-5)
     assert len(cache.entries()) == 1
@@ -402,3 +410,157 @@ def test_missing_examples_leave_no_entry(small, part, cache):
     with pytest.raises((ValueError, tf.errors.OpError, IndexError)):
         extract(small, short, cache)
     assert cache.entries() == []
+
+
+def test_parts_that_share_examples_share_features(small, cache):
+    source = Memory(images(10, 16), np.arange(10) % 3)
+    parts = [part_of(source, rows) for rows in ([1, 4, 5], [0, 4, 9])]
+    whole = covering(parts)
+    assert whole.rows.tolist() == [0, 1, 4, 5, 9]
+    features = extract(small, whole, cache)
+    for part in parts:
+        found = feature_part(features, part)
+        examples = list(found.dataset.as_numpy_iterator())
+        alone = extract(small, part, cache)
+        np.testing.assert_allclose(np.stack([x for _, x, _ in examples]), alone.first, rtol=1e-5)
+        assert [y for _, _, y in examples] == alone.y.tolist()
+    with pytest.raises(ValueError, match="Expected examples of"):
+        feature_part(features, part_of(source, [1, 2]))
+
+
+def test_an_epoch_of_features_takes_its_turn_of_the_views(small, cache):
+    part = part_of(Memory(images(10, 16), np.arange(10) % 3))
+    features = extract(small, part, cache, augment="light", views=3)
+    data = feature_batches(features, part, 4, seed=0)
+    batches = list(data.epochs().take(4 * data.steps).as_numpy_iterator())
+    later = list(data.epochs(2).take(2 * data.steps).as_numpy_iterator())
+    for epoch in range(4):
+        own = batches[epoch * data.steps : (epoch + 1) * data.steps]
+        x, y = (np.concatenate(column) for column in zip(*own, strict=True))
+        expected = features.x[epoch % 3]
+        assert len(x) == part.examples
+        for row in x:
+            assert (expected == row).all(-1).any()
+        assert sorted(y) == sorted(features.y)
+    for ours, theirs in zip(batches[2 * data.steps :], later, strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+
+
+@pytest.mark.parametrize(
+    ("examples", "options"),
+    [
+        (1, {}),
+        (7, {}),
+        (8, {}),
+        (10, {}),
+        (4, {"augment": "light", "views": 3}),
+        (9, {"augment": "light", "views": 3}),
+    ],
+)
+def test_replicas_share_the_work(mirrored, tmp_path, monkeypatch, examples, options):
+    with mirrored.scope():
+        backbone = load_backbone(small_network())
+    part = part_of(Memory(images(examples, 16), np.arange(examples) % 3))
+    alone = extract(backbone, part, Cache(tmp_path / "1", 0), batch_size=4, **options)
+    places = []
+    features = backbone.features
+
+    def placed(inputs, training):
+        context = tf.distribute.get_replica_context()
+        places.append(tf.get_static_value(context.replica_id_in_sync_group))
+        return features(inputs, training)
+
+    monkeypatch.setattr(backbone, "features", placed)
+    cache = Cache(tmp_path / "2", 0)
+    shared = extract(backbone, part, cache, batch_size=4, strategy=mirrored, **options)
+    assert sorted(places) == [0, 1]  # Each is traced once, whatever the last batch is.
+    assert shared.x.std() > 0
+    np.testing.assert_allclose(shared.x, alone.x, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(shared.y, alone.y)
+    found = extract(backbone, part, cache, batch_size=4, **options)
+    assert same(found.x, shared.x)
+    assert len(places) == 2
+
+
+# A process that stops in its fourth batch, having told so, and waits to be killed.
+CHILD = """
+import sys
+import tensorflow as tf
+import tests.test_features as here
+from tfxfer import features
+
+features._SHARD_SECONDS = 0.0
+seen = tf.Variable(0)
+
+def stop(count):
+    if count == 4:
+        print("stopped", flush=True)
+        sys.stdin.readline()
+    return count
+
+def watched(batch):
+    tf.numpy_function(stop, [seen.assign_add(1)], tf.int32)
+    return here.projected(batch)
+
+here.project(watched, sys.argv[1], sys.argv[2])
+"""
+
+
+def projected(batch: tf.Tensor) -> tf.Tensor:
+    """A function of images that does not depend on the process."""
+    flat = tf.reshape(tf.cast(batch, tf.float32), [-1, 16 * 16 * 3])
+    return tf.sin(flat @ tf.random.stateless_normal([16 * 16 * 3, 5], [1, 2]))
+
+
+def project(function: Callable, folder: Any, augment: str, strategy: Any = None):
+    part = part_of(Memory(images(22, 16), np.arange(22) % 3))
+    return compute_once(
+        function,
+        part,
+        Cache(folder, 10**12),
+        kind="projections",
+        source="sines",
+        parts={},
+        batch_size=3,
+        augment=augment,
+        views=1 if augment == "none" else 2,
+        strategy=strategy,
+    )
+
+
+@pytest.mark.parametrize(("augment", "replicas"), [("none", 1), ("light", 1), ("none", 2)])
+def test_a_killed_extraction_goes_on_where_it_was(tmp_path, mirrored, augment, replicas):
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "killed"), augment],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "stopped\n"
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    # What was not recorded may be half-written.
+    (left,) = (tmp_path / "killed").glob("*/.unfinished-*")
+    for name in ("x", "y"):
+        array = np.load(left / f"{name}.npy", mmap_mode="r+")
+        (array.reshape(-1, 5) if name == "x" else array)[9:] = 77
+        array.flush()
+    seen = tf.Variable(0)
+
+    def counting(batch):
+        seen.assign_add(tf.shape(batch)[0])
+        return projected(batch)
+
+    views = 1 if augment == "none" else 2
+    if replicas == 1:
+        resumed = project(counting, tmp_path / "killed", augment)
+        assert int(seen) == 22 * views - 9
+    else:
+        resumed = project(projected, tmp_path / "killed", augment, mirrored)
+    whole = project(projected, tmp_path / "whole", augment)
+    assert same(resumed.x, whole.x)
+    assert same(resumed.y, whole.y)
+    assert list((tmp_path / "killed").glob("*/.*")) == []

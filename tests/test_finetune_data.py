@@ -129,14 +129,14 @@ def test_a_regression_table(run):
 
 def test_a_table_of_texts_is_inspected(run):
     said, _ = run("--dataset=csv:photos.csv(text=words,label=kind)", mode="inspect")
-    assert "text" in said
+    assert "texts" in said
     assert "one of 2 classes" in said
     assert "near-identical" in said
 
 
 def test_a_regression_table_of_scikit_learn_is_inspected(run):
     said, _ = run("--dataset=sklearn:diabetes", mode="inspect")
-    assert "table 10" in said
+    assert "rows of 10 numbers" in said
     assert "regression of" in said
 
 

@@ -22,16 +22,19 @@ if TYPE_CHECKING:
     from tfxfer.data.splits import split_data
     from tfxfer.errors import UserError
     from tfxfer.export import save_hub_module
+    from tfxfer.methods.extract import extract
     from tfxfer.methods.finetune import finetune
-    from tfxfer.models import FineTuner, load_model
+    from tfxfer.models import FeatureExtractor, FineTuner, load_model
 
 __version__ = "0.1.0"
 
 # Imported at first use: TensorFlow costs seconds, and printing help must not.
 _EXPORTS = {
+    "FeatureExtractor": "tfxfer.models",
     "FineTuner": "tfxfer.models",
     "UserError": "tfxfer.errors",
     "batches": "tfxfer.data.pipeline",
+    "extract": "tfxfer.methods.extract",
     "finetune": "tfxfer.methods.finetune",
     "load_backbone": "tfxfer.backbones",
     "load_model": "tfxfer.models",
@@ -42,9 +45,11 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "FeatureExtractor",
     "FineTuner",
     "UserError",
     "batches",
+    "extract",
     "finetune",
     "load_backbone",
     "load_model",

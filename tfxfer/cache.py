@@ -1,16 +1,20 @@
 """A folder of arrays that were computed once: written whole or not at all, read memory-mapped.
 
 An entry is a folder `<kind>/<key>` with one `.npy` file an array and a `meta.json`, so that it can
-be read without this library. Several processes may share a cache.
+be read without this library. Several processes may share a cache. What is written is in a folder
+`<kind>/.unfinished-<key>-<random>` until it is whole; its file `progress` says how much of it can
+be trusted, and is locked by the process that writes. The system gives the lock free when that
+process ends, however it ends, and another one can go on.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
+import io
 import json
 import mmap
 import os
-import platform
 import re
 import shutil
 import time
@@ -34,8 +38,10 @@ _ROOT = "TFXFER_CACHE_DIR"
 _META = "meta.json"
 _KIND = re.compile(r"[a-z_]+")
 _KEY = re.compile(r"[0-9a-f]{64}")
-_LEFTOVER = re.compile(r"\.(?:unfinished|removed)-(?P<pid>\d{1,9})-(?P<host>\w*)-[0-9a-f]+")
-_ABANDONED = 24 * 60 * 60  # Seconds without a change, where the process cannot be looked for.
+_UNFINISHED = re.compile(r"\.unfinished-(?P<key>[0-9a-f]{64})-[0-9a-f]{32}")
+_REMOVED = re.compile(r"\.removed-[0-9a-f]{32}")
+_PROGRESS = "progress"
+_KEPT = 7 * 24 * 60 * 60  # Seconds that what was begun waits for somebody to go on with it.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _ATTEMPTS = 3
@@ -96,25 +102,48 @@ class Draft:
     """An entry while it is written.
 
     Attributes:
-        arrays: Memory-mapped, to be filled; zero at first.
-        finished: The same to read, once the entry is written. If another process was faster,
-            they are what that one has written.
+        folder: Where it is written.
+        arrays: Memory-mapped, to be filled; zero at first, or as a killed process has left them.
+        done: What was last recorded, by this process or by one that was killed; 0 at first.
+        finished: The same arrays to read, once the entry is written. If another process was
+            faster, they are what that one has written.
     """
 
     arrays: dict[str, np.memmap]
     finished: dict[str, np.memmap]
 
-    def __init__(self, folder: Path, shapes: Shapes):
-        self._folder = folder
-        self.arrays = {}
-        for name, (shape, dtype) in shapes.items():
-            file = folder / f"{name}.npy"
-            array = np.lib.format.open_memmap(file, "w+", np.dtype(dtype), tuple(shape))
-            # Else a page that finds no room as it is written kills the process with SIGBUS.
-            if hasattr(os, "posix_fallocate"):
-                with file.open("r+b") as opened:
-                    os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-            self.arrays[name] = array
+    def __init__(self, folder: Path, progress: io.FileIO, shapes: Shapes):
+        self.folder, self._progress = folder, progress
+        self.done, self.finished = _recorded(progress), {}
+        make = _opened if self.done else _made
+        try:
+            self.arrays = {
+                name: make(folder / f"{name}.npy", np.dtype(dtype), tuple(shape))
+                for name, (shape, dtype) in shapes.items()
+            }
+        except BaseException:
+            self.done = 0
+            self.leave()
+            raise
+
+    def record(self, done: int) -> None:
+        """Brings what was filled to the disk, and notes that it can be trusted.
+
+        If the block ends by an exception, or the process is killed, the next `write` of the same
+        entry finds what was recorded, and can go on from there. Whatever else is in the arrays
+        then may be half-written.
+
+        Args:
+            done: How much of the entry is filled, above 0, in whatever unit the writer counts.
+
+        Raises:
+            UserError: If the disk is full or the folder cannot be written.
+        """
+        with _reported(self.folder.parent.parent):
+            self._flush()
+            os.pwrite(self._progress.fileno(), b"%020d" % done, 0)
+            os.fsync(self._progress.fileno())
+        self.done = done
 
     def release(self) -> None:
         """Hands what was filled so far to the system, so that it does not count as our memory."""
@@ -124,16 +153,15 @@ class Draft:
 
     def close(self, kind: str, parts: Parts, about: str) -> None:
         """Brings arrays and `meta.json` to the disk."""
-        stated = {}
-        for name, array in self.arrays.items():
-            array.flush()
-            file = self._folder / f"{name}.npy"
-            _sync(file)
-            stated[name] = {
+        self._flush()
+        stated = {
+            name: {
                 "shape": list(array.shape),
                 "dtype": array.dtype.str,
-                "bytes": file.stat().st_size,
+                "bytes": (self.folder / f"{name}.npy").stat().st_size,
             }
+            for name, array in self.arrays.items()
+        }
         now = time.time_ns()
         meta = {
             "format": FORMAT,
@@ -144,11 +172,22 @@ class Draft:
             "bytes": sum(array["bytes"] for array in stated.values()),
             "arrays": stated,
         }
-        file = self._folder / _META
+        file = self.folder / _META
         file.write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         os.utime(file, ns=(now, now))
         _sync(file)
-        _sync(self._folder)
+        _sync(self.folder)
+
+    def _flush(self) -> None:
+        for name, array in self.arrays.items():
+            array.flush()
+            _sync(self.folder / f"{name}.npy")
+
+    def leave(self) -> None:
+        """Lets go of the draft; removes it unless somebody can go on with it."""
+        if self.finished or not self.done:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._progress.close()
 
 
 class Cache:
@@ -161,7 +200,8 @@ class Cache:
     Args:
         folder: Where the entries are; made when the first one is written.
         limit_bytes: How much they may take together. Beyond it, the least recently used are
-            removed, but never the one just written, however large.
+            removed, but never the one just written, however large. What is unfinished does not
+            count; if nobody goes on with it, it is removed after a week.
 
     Raises:
         ValueError: If `limit_bytes` is negative.
@@ -188,7 +228,7 @@ class Cache:
             UserError: If the folder cannot be read.
         """
         folder = self._path(kind, parts)
-        with self._reported():
+        with _reported(self.folder):
             if not folder.is_dir():
                 return None
             try:
@@ -205,7 +245,9 @@ class Cache:
     def write(self, kind: str, parts: Parts, shapes: Shapes, about: str = "") -> Iterator[Draft]:
         """Writes an entry, which is there once the block ends, and not if it raises.
 
-        If another process writes the same entry meanwhile, that one's stays.
+        If a process that wrote the same entry was killed, or failed, what it had recorded is
+        taken over. If one is writing it meanwhile, both do all of the work, and the entry of the
+        faster one stays.
 
         Args:
             kind: What it is: lower-case letters and `_`.
@@ -214,7 +256,8 @@ class Cache:
             about: What it is in words, for a person; not a part of the key.
 
         Yields:
-            A draft whose `arrays` are to be filled, and whose `finished` can be read afterwards.
+            A draft whose `arrays` are to be filled, from what is `done` on, and whose `finished`
+            can be read afterwards.
 
         Raises:
             UserError: If the disk is full or the folder cannot be written.
@@ -222,20 +265,18 @@ class Cache:
         if wrong := [name for name in shapes if not name.isidentifier()]:
             raise ValueError(f"Expected identifiers as names of arrays, received {wrong}.")
         target = self._path(kind, parts)
-        unfinished = target.with_name(_leftover("unfinished"))
+        with _reported(self.folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._tidy()
+            draft = _draft(target, shapes)
         try:
-            with self._reported():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._tidy()
-                unfinished.mkdir()
-                draft = Draft(unfinished, shapes)
             yield draft
-            with self._reported():
+            with _reported(self.folder):
                 draft.close(kind, parts, about)
-                own = _load(unfinished, kind, parts)
-                draft.finished = self._publish(unfinished, kind, parts) or own
+                own = _load(draft.folder, kind, parts)
+                draft.finished = self._publish(draft.folder, kind, parts) or own
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            draft.leave()
         self._evict(target)
 
     def entries(self) -> list[Entry]:
@@ -244,13 +285,13 @@ class Cache:
         Raises:
             UserError: If the folder cannot be read.
         """
-        with self._reported():
+        with _reported(self.folder):
             found = [_entry(folder) for folder in self._folders()]
         entries = [entry for entry in found if entry is not None]
         return sorted(entries, key=lambda entry: (entry.used, entry.key), reverse=True)
 
     def clear(self) -> tuple[int, int]:
-        """Removes all entries, and what killed processes have left.
+        """Removes all entries, and what processes that were killed or failed have left.
 
         Returns:
             How many entries were removed, and how many bytes they took.
@@ -259,8 +300,8 @@ class Cache:
             UserError: If the folder cannot be written.
         """
         count = size = 0
-        with self._reported():
-            self._tidy()
+        with _reported(self.folder):
+            self._tidy(kept=float("-inf"))
             for folder in self._folders():
                 taken = _size(folder)
                 with contextlib.suppress(FileNotFoundError):  # Another process was faster.
@@ -287,6 +328,7 @@ class Cache:
         for _ in range(_ATTEMPTS):
             try:
                 unfinished.rename(target)
+                (target / _PROGRESS).unlink(missing_ok=True)
                 _sync(target.parent)
             except FileNotFoundError:
                 return None  # Ours is there no more: another process has evicted it already.
@@ -311,28 +353,99 @@ class Cache:
             if folder != keep and _remove(folder):
                 total -= entries[folder].bytes
 
-    def _tidy(self) -> None:
-        """Removes what processes that were killed have left."""
-        for path in self._inside():
-            if _is_abandoned(path):
-                shutil.rmtree(path, ignore_errors=True)
+    def _tidy(self, kept: float = _KEPT) -> None:
+        """Removes what processes have left that are gone, but what can be gone on with for a while.
 
-    @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _NO_SPACE:
-                raise UserError(
-                    f"The disk of the cache folder {self.folder} must have room, and is full",
-                    "Make some, with --mode=cache --clear or otherwise, or name a folder on "
-                    "another disk with --cache_dir.",
-                ) from error
+        Args:
+            kept: Seconds that this is kept since the last progress.
+        """
+        for path in self._inside():
+            if _REMOVED.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+            elif unfinished := _UNFINISHED.fullmatch(path.name):
+                with contextlib.suppress(OSError), _lock(path / _PROGRESS, "r+") as progress:
+                    idle = time.time() - os.fstat(progress.fileno()).st_mtime
+                    written = path.with_name(unfinished["key"]).exists()
+                    if written or idle >= kept or not _recorded(progress):
+                        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    """Makes what goes wrong with the disk an error of the user's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
             raise UserError(
-                f"The cache folder {self.folder} must be one that can be read and written: "
-                f"{error.strerror or error}",
-                "Name another with --cache_dir.",
+                f"The disk of the cache folder {folder} must have room, and is full",
+                "Make some, with --mode=cache --clear or otherwise, or name a folder on "
+                "another disk with --cache_dir.",
             ) from error
+        raise UserError(
+            f"The cache folder {folder} must be one that can be read, written and locked: "
+            f"{error.strerror or error}",
+            "Name another with --cache_dir.",
+        ) from error
+
+
+def _draft(target: Path, shapes: Shapes) -> Draft:
+    """Goes on with what another process has left of an entry, or begins it."""
+    for folder in target.parent.glob(f".unfinished-{target.name}-*"):
+        # It may be in use, or not be what was recorded.
+        with contextlib.suppress(OSError, ValueError):
+            return Draft(folder, _lock(folder / _PROGRESS, "r+"), shapes)
+    while True:
+        folder = target.with_name(f".unfinished-{target.name}-{uuid.uuid4().hex}")
+        folder.mkdir()
+        # Until it is locked, another process may take it for one that was left.
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            return Draft(folder, _lock(folder / _PROGRESS, "x+"), shapes)
+
+
+def _lock(file: Path, mode: str) -> io.FileIO:
+    """Opens a file for this process alone, until it is closed.
+
+    Raises:
+        OSError: If another process has it, or has removed it meanwhile.
+    """
+    opened = io.FileIO(file, mode)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.stat()
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def _recorded(progress: io.FileIO) -> int:
+    """Reads what `Draft.record` has written; 0 if that is nothing."""
+    text = os.pread(progress.fileno(), 20, 0)
+    return int(text) if text.isdigit() else 0
+
+
+def _made(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """Makes an array of zeros, and takes the room for it."""
+    array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+    # Else a page that finds no room as it is written kills the process with SIGBUS.
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return array
+
+
+def _opened(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """Opens an array to go on with it.
+
+    Raises:
+        ValueError: If it is not of this type and shape, or truncated.
+    """
+    size = file.stat().st_size  # Opening would bring it to what it should be.
+    array = np.lib.format.open_memmap(file, "r+")
+    if (array.dtype, array.shape, array.offset + array.nbytes) != (dtype, shape, size):
+        raise ValueError(f"{file} holds another array.")
+    return array
 
 
 def _load(folder: Path, kind: str, parts: Parts) -> dict[str, np.memmap]:
@@ -378,7 +491,7 @@ def _entry(folder: Path) -> Entry | None:
 
 def _take_away(folder: Path) -> None:
     """Removes an entry, at once for whoever reads."""
-    removed = folder.with_name(_leftover("removed"))
+    removed = folder.with_name(f".removed-{uuid.uuid4().hex}")
     folder.rename(removed)
     shutil.rmtree(removed, ignore_errors=True)
 
@@ -404,34 +517,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _leftover(what: str) -> str:
-    """Names a folder that is no entry, after the process that answers for it."""
-    return f".{what}-{os.getpid()}-{_host()}-{uuid.uuid4().hex}"
-
-
-def _host() -> str:
-    return re.sub(r"\W", "_", platform.node())
-
-
-def _is_abandoned(path: Path) -> bool:
-    owner = _LEFTOVER.fullmatch(path.name)
-    if not owner:
-        return False
-    if owner["host"] == _host() and not _is_running(int(owner["pid"])):
-        return True
-    with contextlib.suppress(FileNotFoundError):
-        changed = max(each.stat().st_mtime for each in (path, *path.iterdir()))
-        return time.time() - changed > _ABANDONED
-    return False
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # It is somebody else's.
-        return True
-    return True

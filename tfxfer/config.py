@@ -11,12 +11,14 @@ from typing import Any
 from tfxfer.errors import UserError
 from tfxfer.task import KINDS
 
-MODES = ("finetune", "inspect", "cache")
+MODES = ("finetune", "extract", "embed", "inspect", "cache")
 BATCH_NORM = ("stage", "freeze", "train")
 PROTOCOLS = ("standard", "vtab1k")
 AUGMENT = ("none", "light", "randaugment")
 MIX = ("none", "mixup", "cutmix")
 BALANCE = ("none", "class_weights", "sampling")
+HEADS = ("logistic", "ridge", "linear", "mlp", "knn", "cosine", "prototype")
+FORMATS = ("npz", "parquet")
 
 CHOICES = {
     "mode": MODES,
@@ -26,6 +28,8 @@ CHOICES = {
     "augment": AUGMENT,
     "mix": MIX,
     "balance": BALANCE,
+    "head": ("auto", *HEADS),
+    "format": FORMATS,
 }
 """The values that a setting may have, where they are words."""
 
@@ -99,6 +103,7 @@ class RunConfig:
     )
     cache_dir: str = _setting("", "Folder of features computed once; ~/.cache/tfxfer if empty.")
     cache_gb: float = _setting(10.0, "What that folder may hold; the least recently used go.")
+    format: str = _setting("npz", "With --mode=embed: of the file with the features.")
     clear: bool = _setting(False, "With --mode=cache: empty it.")
     backbone: str = _setting(
         "glyphs",
@@ -132,7 +137,13 @@ class RunConfig:
     workdir: str = _setting("", "Folder to write to; a new one under runs/ if empty.")
     seed: int = _setting(0, "Seed of everything random, in [0, 2**32).")
     batch_size: int = _setting(32, "Examples a training step, over all devices; at least 1.")
-    epochs: int = _setting(8, "Most epochs in each phase of the plan; at least 1.")
+    epochs: int = _setting(
+        0, "Most epochs in each phase; if 0, 8 to fine-tune and 100 to train a head on features."
+    )
+    head: str = _setting(
+        "auto",
+        "With --mode=extract: what stands on the features; auto is logistic, or ridge for numbers.",
+    )
     learning_rate: float = _setting(
         3e-3,
         "Adam's rate for the head alone; a tenth of it once the backbone trains too. Above 0.",
@@ -154,12 +165,11 @@ class RunConfig:
             if not getattr(self, name):
                 raise UserError(f"--{name} must not be empty", f"Leave --{name} out or name one.")
         _ = self.image_pixels, self.image_values
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"--{name} must be at least 1, not {getattr(self, name)}", "Give a larger one."
-                )
-        for name in ("shots", "max_examples", "views"):
+        if self.batch_size < 1:
+            raise UserError(
+                f"--batch_size must be at least 1, not {self.batch_size}", "Give a larger one."
+            )
+        for name in ("epochs", "shots", "max_examples", "views"):
             if getattr(self, name) < 0:
                 raise UserError(
                     f"--{name} must be at least 0, not {getattr(self, name)}", "Give a larger one."
@@ -173,8 +183,21 @@ class RunConfig:
                 "--protocol=vtab1k draws its own 1000 examples",
                 "Leave --shots, --max_examples and --folds out.",
             )
+        if self.protocol == "vtab1k" and self.drop_leaks:
+            raise UserError(
+                "--protocol=vtab1k trains on 1000 examples, and --drop_leaks leaves some out",
+                "Leave one of them out.",
+            )
         if self.views and self.augment == "none":
             raise UserError("--views counts augmented versions", "Give --augment too.")
+        if self.views and (self.mix != "none" or self.bn == "train"):
+            other = f"--mix={self.mix}" if self.mix != "none" else "--bn=train"
+            raise UserError(
+                f"--views computes features once, and with {other} they are new in every epoch",
+                "Leave one of them out.",
+            )
+        if self.clear and self.mode != "cache":
+            raise UserError("--clear empties the cache", "Give --mode=cache too.")
         if not (self.cache_gb > 0 and math.isfinite(self.cache_gb)):
             raise UserError(
                 f"--cache_gb must be above 0 and finite, not {self.cache_gb}", "Give a size."

@@ -1,5 +1,6 @@
 """What a trained model is worth on data that it has not seen."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -9,6 +10,7 @@ from scipy.special import log_softmax
 from scipy.stats import binomtest, bootstrap, t
 from sklearn.metrics import average_precision_score, r2_score
 
+from tfxfer.data.splits import Splits
 from tfxfer.task import MULTI_LABEL, SINGLE_LABEL, Task
 
 _RESAMPLES = 2000
@@ -238,7 +240,7 @@ def _bootstrap(samples: tuple[np.ndarray, ...], statistic) -> tuple[float, float
     return float(found.low), float(found.high)
 
 
-def summarise_folds(evaluations: list[AnyEvaluation], test_share: float) -> FoldSummary:
+def summarise_folds(scores: Mapping[str, AnyEvaluation], splits: Sequence[Splits]) -> FoldSummary:
     """Takes the folds of a cross-validation together.
 
     Folds share training examples, so that their scores are not independent. The variance is
@@ -246,16 +248,20 @@ def summarise_folds(evaluations: list[AnyEvaluation], test_share: float) -> Fold
     `(1/k + test/train) s^2`, with Student's t for `k - 1` degrees of freedom.
 
     Args:
-        evaluations: One a fold, all of one kind, at least two.
-        test_share: Number of test examples over that of training examples.
+        scores: One a fold, all of one kind, at least two.
+        splits: The parts of each fold.
 
     Returns:
         The headline figure of each fold, their mean and its interval.
     """
+    evaluations = list(scores.values())
     name = HEADLINE[type(evaluations[0])]
     values = np.array([getattr(each, name) for each in evaluations])
     folds = len(values)
+    test_share = np.mean([fold.test.examples / fold.train.examples for fold in splits])
     spread = np.sqrt((1 / folds + test_share) * values.var(ddof=1))
     half = float(t.ppf(0.975, folds - 1) * spread)
     mean = float(values.mean())
-    return FoldSummary(name, tuple(map(float, values)), mean, (mean - half, mean + half))
+    most = np.inf if name == "rmse" else 1.0  # Student's t knows no bounds.
+    interval = (max(mean - half, 0.0), min(mean + half, most))
+    return FoldSummary(name, tuple(map(float, values)), mean, interval)

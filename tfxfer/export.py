@@ -5,22 +5,28 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfxfer.backbones import Backbone
+from tfxfer.models.base import BackboneModel
 from tfxfer.task import MULTI_LABEL, REGRESSION, Task
 
 
-def save_predictor(model: keras.Model, path: str | os.PathLike, task: Task, channels: int) -> None:
+def save_predictor(
+    model: BackboneModel, path: str | os.PathLike, task: Task, channels: int
+) -> None:
     """Saves a model as a SavedModel that takes images as they are and says what it sees.
 
     The signature `serving_default` takes `images`, uint8 `[batch, height, width, channels]` of
     any size. For one class an example it gives `probabilities`, float32 `[batch, classes]`, and
     `labels`, the name of the most probable class, string `[batch]`; for several classes
     `probabilities` and `names`, string `[classes]`; for a regression `values`, float32
-    `[batch, targets]`, and `names`, string `[targets]`. Reading it needs TensorFlow alone.
+    `[batch, targets]`, and `names`, string `[targets]`. The signature `features` gives what the
+    backbone says, float32 `[batch, units]`. Reading it needs TensorFlow alone.
 
     Args:
         model: From images to logits, or to the numbers of a regression, `[batch, task.units]`;
@@ -43,11 +49,24 @@ def save_predictor(model: keras.Model, path: str | os.PathLike, task: Task, chan
         labels = tf.gather(names, tf.argmax(outputs, axis=-1))
         return {"probabilities": tf.nn.softmax(outputs), "labels": labels}
 
-    # Not model.export(): Keras 3.15 writes every weight twice, once by itself and once wrapped.
-    module = tf.Module()
-    module.weights = [weight.value for weight in model.weights]
-    with _whole(path) as unfinished:
-        tf.saved_model.save(module, str(unfinished), signatures={"serving_default": serve})
+    features = _serve_features(model.backbone, channels)
+    _save(model, path, {"serving_default": serve, "features": features})
+
+
+def save_backbone(backbone: Backbone, path: str | os.PathLike, channels: int) -> None:
+    """Saves a backbone as a SavedModel from images as they are to features.
+
+    The signatures `serving_default` and `features` take `images`, uint8
+    `[batch, height, width, channels]` of any size, and give `features`, float32 `[batch, units]`.
+
+    Args:
+        backbone: Images to features; what prepares the images is inside.
+        path: The folder to write, which appears whole or not at all; one already there is
+            replaced.
+        channels: Channels of the images, 1 or 3.
+    """
+    features = _serve_features(backbone, channels)
+    _save(backbone, path, {"serving_default": features, "features": features})
 
 
 def save_keras_model(model: keras.Model, path: str | os.PathLike) -> None:
@@ -59,6 +78,21 @@ def save_keras_model(model: keras.Model, path: str | os.PathLike) -> None:
     """
     with _whole(path) as unfinished:
         model.save(unfinished)
+
+
+def _serve_features(backbone: Backbone, channels: int) -> Any:
+    images = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
+    return tf.function(
+        lambda images: {"features": backbone(images, training=False)}, input_signature=[images]
+    )
+
+
+def _save(layer: keras.Layer, path: str | os.PathLike, signatures: dict[str, Any]) -> None:
+    # Not model.export(): Keras 3.15 writes every weight twice, once by itself and once wrapped.
+    module = tf.Module()
+    module.weights = [weight.value for weight in layer.weights]
+    with _whole(path) as unfinished:
+        tf.saved_model.save(module, str(unfinished), signatures=signatures)
 
 
 def served_outputs(path: str | os.PathLike, images: tf.data.Dataset) -> np.ndarray:

@@ -1,27 +1,29 @@
 """What a frozen network says of a part of the data, computed once and read from a cache."""
 
+import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfxfer.backbones import Backbone
-from tfxfer.cache import Cache, Parts
+from tfxfer.cache import Cache, Draft, Parts, Shapes
 from tfxfer.data import pipeline
 from tfxfer.data.augment import NONE
-from tfxfer.data.base import TABLE, DataInfo, DataSource
 from tfxfer.data.splits import Part
-
-_BLOCK = 256  # Examples handed to TensorFlow at a time.
 
 FEATURES = "features"
 """The kind of the cache entries that `extract` writes."""
+
+_SHARD_SECONDS = 10.0
+"""Work that is lost at most if the process is killed; what is done is then brought to the disk."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,41 @@ class Features:
     Attributes:
         x: The outputs, float32 `[views, n, ...]`, for features `[views, n, units]`; memory-mapped.
         y: The labels as the task has them, int64 `[n]` or float32 `[n, units]`; memory-mapped.
-        rows: Positions of the examples in their split, `[n]`, in the order of `x` and `y`.
+        part: The examples, in the order of `x` and `y`.
     """
 
     x: np.ndarray
     y: np.ndarray
-    rows: np.ndarray
+    part: Part
 
     @property
     def first(self) -> np.ndarray:
         """The first view, `[n, ...]`; the only one where the data are not augmented."""
         return self.x[0]
+
+    def positions(self, part: Part) -> np.ndarray:
+        """Returns where the examples of a part stand in `x` and `y`, increasing.
+
+        Raises:
+            ValueError: If they do not all stand there.
+        """
+        found = np.searchsorted(self.part.rows, part.rows)
+        inside = part.split == self.part.split and found.max(initial=-1) < self.part.examples
+        if not inside or (self.part.rows[found] != part.rows).any():
+            raise ValueError(f"Expected examples of {self.part.origin}, received {part.origin}.")
+        return found
+
+
+def covering(parts: Sequence[Part]) -> Part:
+    """Returns all examples of some parts of one split, each once.
+
+    So that features of parts that share examples, such as folds, are computed once.
+
+    Args:
+        parts: One at least.
+    """
+    rows = np.unique(np.concatenate([part.rows for part in parts]))
+    return dataclasses.replace(parts[0], rows=rows, origin=parts[0].split)
 
 
 def extract(
@@ -53,14 +79,18 @@ def extract(
     augment: str = NONE,
     views: int = 1,
     seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Features:
     """Gives the features of a backbone over a part of the data, in the order of the part.
 
     They are computed as in inference, whatever of the backbone is frozen, with the weights that it
     has now: those of a backbone that was fine-tuned meanwhile are others, and computed anew.
 
+    A process that is killed meanwhile loses some seconds of work: the next one goes on where it
+    was, and gives the same bits.
+
     Args:
-        backbone: Any.
+        backbone: Any; made in the scope of `strategy`, if there is one.
         part: The examples.
         cache: Where the features are kept.
         batch_size: Examples a batch, at least 1. In another batch size the last bits may be
@@ -68,6 +98,7 @@ def extract(
         augment: The augmentation policy of the views.
         views: How many augmented views to take of each example; 1 if `augment` is `none`.
         seed: Seed of the augmentation.
+        strategy: As in `compute_once`.
 
     Returns:
         The features.
@@ -76,8 +107,12 @@ def extract(
         UserError: If the disk is full or the cache folder cannot be used, or the data cannot be
             read or batched.
     """
+    strategy = tf.distribute.get_strategy() if strategy is None else strategy
+    assert strategy is not None
+    # Traced once for all parts; but replicas have traces of their own.
+    several = strategy.num_replicas_in_sync > 1
     return compute_once(
-        functools.partial(backbone, training=False),
+        functools.partial(backbone, training=False) if several else backbone.infer,
         part,
         cache,
         kind=FEATURES,
@@ -94,6 +129,7 @@ def extract(
         augment=augment,
         views=views,
         seed=seed,
+        strategy=strategy,
     )
 
 
@@ -110,6 +146,7 @@ def compute_once(
     augment: str = NONE,
     views: int = 1,
     seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Features:
     """Gives the outputs of any function over a part of the data, such as a teacher's logits.
 
@@ -139,6 +176,12 @@ def compute_once(
         augment: The augmentation policy of the views.
         views: How many augmented views to take of each example; 1 if `augment` is `none`.
         seed: Seed of the augmentation.
+        strategy: Whose replicas share the work; that in whose scope this is called if `None`, so
+            one device outside of any. Replicas take whole batches in turn, so that a step takes
+            `replicas * batch_size` examples, and each batch is what one device would compute: it
+            is the same entry. All replicas must be in this process, as those of
+            `MirroredStrategy`. Where there are several workers, each calls this out of scope and
+            without a strategy: it computes all, or finds the entry that another has written.
 
     Returns:
         The outputs, as float32.
@@ -167,151 +210,86 @@ def compute_once(
     key = {**parts, **stated}
     arrays = cache.read(kind, key)
     if arrays is None:
-        batched = (
-            pipeline.batches(part, batch_size, image_size=image_size)
-            if augment == NONE
-            else pipeline.view_batches(
+
+        def batches(done: int) -> tf.data.Dataset:
+            if augment == NONE:  # What is done is not even read.
+                rest = dataclasses.replace(part, rows=part.rows[done:])
+                return pipeline.batches(rest, batch_size, image_size=image_size)
+            view, row = divmod(done, part.examples)
+            return pipeline.view_batches(
                 part, batch_size, views, seed=seed, augment=augment, image_size=image_size
-            )
-        )
+            ).skip(view * -(-part.examples // batch_size) + row // batch_size)
+
         about = f"{source} on {part.source.info.name} {part.split}, {part.examples} examples"
         if augment != NONE:
             about += f", {views} x {augment}"
-        arrays = _compute(function, batched, (views, part.examples), cache, kind, key, about)
-    return Features(arrays["x"], arrays["y"], part.rows)
-
-
-@dataclass(frozen=True)
-class FeatureBatches:
-    """Batches of features for training, epoch after epoch, a view an epoch in turn.
-
-    Attributes:
-        views: Batches of each view.
-    """
-
-    views: tuple[pipeline.TrainBatches, ...]
-
-    @property
-    def steps(self) -> int:
-        """Batches an epoch."""
-        return self.views[0].steps
-
-    def epochs(self, first: int = 0) -> tf.data.Dataset:
-        """Returns the batches of epoch `first`, then those of the next, without end."""
-        count = len(self.views)
-        if count == 1:
-            return self.views[0].epochs(first)
-        turn = tf.data.Dataset.range(first, np.iinfo(np.int64).max).flat_map(
-            lambda epoch: tf.data.Dataset.from_tensors(epoch % count).repeat(self.steps)
-        )
-        own = [each.epochs(-((view - first) // count)) for view, each in enumerate(self.views)]
-        return tf.data.Dataset.choose_from_datasets(own, turn).prefetch(tf.data.AUTOTUNE)
-
-
-def feature_batches(
-    features: Features, part: Part, batch_size: int, *, seed: int, **options: Any
-) -> FeatureBatches:
-    """Batches features for training; see `pipeline.train_batches`.
-
-    Args:
-        features: Of `part`.
-        part: The examples.
-        batch_size: Examples a batch, at least 1.
-        seed: Of the order, in [0, 2**32).
-        **options: More of `train_batches`: `balance`, `replicas`, `one_hot`.
-
-    Returns:
-        Batches `(x, y)`, features float32 `[batch, units]`.
-
-    Raises:
-        UserError: As `train_batches`.
-    """
-    return FeatureBatches(
-        tuple(
-            pipeline.train_batches(
-                feature_part(features, part, view),
-                batch_size,
-                seed=(seed + view) % 2**32,
-                **options,
-            )
-            for view in range(len(features.x))
-        )
-    )
-
-
-def feature_part(features: Features, part: Part, view: int = 0) -> Part:
-    """Returns a part of the data with features for inputs, in the order of the original."""
-    source = _FeatureSource(features, part, view)
-    return Part(source, part.split, np.arange(part.examples), f"features of {part.origin}")
-
-
-class _FeatureSource(DataSource):
-    """Features as a table, read from the cache in blocks."""
-
-    def __init__(self, features: Features, part: Part, view: int):
-        self._x, self._y = features.x[view], features.y
-        original = part.source.info
-        self.info = DataInfo(
-            original.name, original.task, TABLE, self._x.shape[1:], {part.split: part.examples}
-        )
-        self.fingerprint = part.source.fingerprint
-        self.raw_bytes = int(self._x[:1].nbytes)
-
-    def read(self, name: str, rows: np.ndarray | None = None) -> tf.data.Dataset:
-        """Returns `(position, features, y)`."""
-        chosen = np.arange(len(self._x)) if rows is None else rows
-
-        def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-            for start in range(0, len(chosen), _BLOCK):
-                at = chosen[start : start + _BLOCK]
-                yield at.astype(str).astype(object), self._x[at], self._y[at]
-
-        signature = (
-            tf.TensorSpec([None], tf.string),
-            tf.TensorSpec([None, *self._x.shape[1:]], self._x.dtype),
-            tf.TensorSpec([None, *self._y.shape[1:]], self._y.dtype),
-        )
-        return tf.data.Dataset.from_generator(blocks, output_signature=signature).unbatch()
-
-    def labels(self, name: str) -> np.ndarray:
-        """Returns `y`."""
-        return self._y
+        write = functools.partial(cache.write, kind, key, about=about)
+        strategy = strategy or tf.distribute.get_strategy()
+        arrays = _compute(function, batches, (views, part.examples), write, strategy)
+    return Features(arrays["x"], arrays["y"], part)
 
 
 def _compute(
     function: Callable[[tf.Tensor], tf.Tensor],
-    batches: tf.data.Dataset,
+    batches: Callable[[int], tf.data.Dataset],
     counts: tuple[int, int],
-    cache: Cache,
-    kind: str,
-    key: Parts,
-    about: str,
+    write: Callable[[Shapes], AbstractContextManager[Draft]],
+    strategy: tf.distribute.Strategy,
 ) -> dict[str, np.memmap]:
-    """Runs a function over the batches `(x, y)` of all views, and writes what it returns."""
-    inputs, labels = batches.element_spec
+    """Runs a function over batches, and writes what it returns.
+
+    Args:
+        function: From inputs to outputs.
+        batches: Gives the batches `(x, y)` of all views that come after so many examples.
+        counts: Views, and examples of each.
+        write: Begins the entry, or goes on with it.
+        strategy: Whose replicas run the function.
+
+    Returns:
+        What was written.
+    """
     views, examples = counts
+    total = views * examples
+    data = batches(0)
+    _, labels = data.element_spec
     step = tf.function(
-        lambda batch: _numbers(function(batch)),
+        lambda batch: strategy.run(lambda each: _numbers(function(each)), (batch,)),
         # The last batch is smaller, and must not be traced anew.
-        input_signature=[tf.TensorSpec([None, *inputs.shape[1:]], inputs.dtype)],
+        input_signature=_shared(data, strategy).element_spec[:1],
     )
-    shape = step.get_concrete_function().output_shapes
+    local = strategy.experimental_local_results
+    traced = local(step.get_concrete_function().structured_outputs)
     shapes = {
-        "x": ((views, examples, *shape[1:]), np.float32),
+        "x": ((views, examples, *traced[0].shape[1:]), np.float32),
         "y": ((examples, *labels.shape[1:]), labels.dtype.as_numpy_dtype),
     }
-    with cache.write(kind, key, shapes, about) as draft:
+    with write(shapes) as draft:
         x, y = draft.arrays["x"], draft.arrays["y"]
-        done = 0
-        for batch, targets in batches:
-            view, row = divmod(done, examples)
-            rows = slice(row, row + len(targets))
-            x[view, rows], y[rows] = step(batch).numpy(), targets.numpy()
-            done += len(targets)
+        done, recorded = draft.done, time.monotonic()
+        if done:
+            data = batches(done)
+        # So that no replica is without a batch in the last turn; what they make of it is left out.
+        replicas = len(traced)
+        data = data.repeat().take(-(-int(data.cardinality()) // replicas) * replicas)
+        for inputs, targets in _shared(data, strategy):
+            for output, target in zip(local(step(inputs)), local(targets), strict=True):
+                if done < total:
+                    view, row = divmod(done, examples)
+                    rows = slice(row, row + len(target))
+                    x[view, rows], y[rows] = output.numpy(), target.numpy()
+                    done += len(target)
             draft.release()
-        if done != views * examples:
+            if done < total and time.monotonic() - recorded >= _SHARD_SECONDS:
+                draft.record(done)
+                recorded = time.monotonic()
+        if done != total:
             raise ValueError(f"Expected {views} times {examples} examples, received {done}.")
     return draft.finished
+
+
+def _shared(data: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
+    """Hands batches to the replicas of a strategy in turn."""
+    return strategy.distribute_datasets_from_function(lambda context: data)
 
 
 def _numbers(outputs: tf.Tensor) -> tf.Tensor:

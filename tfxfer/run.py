@@ -25,8 +25,10 @@ import dataclasses
 import importlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +43,7 @@ from tfxfer.spec import parse_spec
 _WRONG_EXPORT = 1
 _USER_MISTAKE = 2
 _INTERRUPTED = 130
+_ENDED = 143
 _HELP = ("help", "helpshort")
 
 
@@ -108,9 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if the exported model does not answer as the trained one does; 2 for a
-        mistake of the user's, which is told in one line; 130 if interrupted.
+        mistake of the user's, which is told in one line; 130 if interrupted, 143 if ended.
     """
     argv = list(sys.argv if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        # As an interrupt, so that a run that is ended tidies up.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ENDED))
     values = define_flags()
     named = [argument.lstrip("-").split("=")[0] for argument in argv[1:] if argument[:1] == "-"]
     try:
@@ -132,7 +138,9 @@ def _run(config: RunConfig) -> int:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from tfxfer.report import workdir
 
-    path = workdir.choose_workdir(config) if config.mode == "finetune" else None
+    path = (
+        workdir.choose_workdir(config) if config.mode in ("finetune", "extract", "embed") else None
+    )
     _check_dataset(config)
     with contextlib.nullcontext() if config.debug else _quiet_tensorflow():
         import tensorflow as tf
@@ -159,7 +167,7 @@ def _check_dataset(config: RunConfig) -> None:
 @contextlib.contextmanager
 def _quiet_tensorflow() -> Iterator[None]:
     """Keeps what TensorFlow notes as it starts off the screen, unless it fails to start."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # What matters comes as an error too.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     # Some of it comes from C++ before any log level is read.
     sys.stderr.flush()

@@ -1,6 +1,7 @@
 """What every backbone is: a Keras layer with a contract, stages and a fingerprint."""
 
-from collections.abc import Collection
+import functools
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,6 +244,14 @@ class Backbone(keras.layers.Layer):
             features = tf.reduce_mean(features, axis=range(1, features.shape.rank - 1))
         features = tf.cast(features, tf.float32)
         return features if self.trainable else tf.stop_gradient(features)
+
+    @functools.cached_property
+    def infer(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Images to features as in inference, as one graph that is traced once.
+
+        Batches of any size may go in; images of another size or dtype are traced anew.
+        """
+        return tf.function(lambda images: self(images, training=False), reduce_retracing=True)
 
     def unfreeze(self, stages: str | Collection[str]) -> None:
         """Makes exactly these stages trainable and freezes the others.

@@ -7,40 +7,30 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-from scipy.special import expit, softmax
 
 from tfxfer import distribute, heads
 from tfxfer.backbones import HEAD
-from tfxfer.backbones.base import Backbone
-from tfxfer.cache import Cache
 from tfxfer.config import RunConfig
-from tfxfer.data.base import IMAGE, DataSource
+from tfxfer.data.base import DataSource
 from tfxfer.data.pipeline import batches, train_batches
-from tfxfer.data.ready import ReadyData
 from tfxfer.data.splits import Part, Splits
-from tfxfer.errors import UserError
 from tfxfer.evaluate import AnyEvaluation, predict, score, summarise_folds
-from tfxfer.export import save_keras_model, save_predictor, served_outputs
-from tfxfer.features import Features, extract, feature_batches, feature_part
-from tfxfer.methods.backbone import check_backbone, configured_backbone
-from tfxfer.methods.cache import configured_cache
-from tfxfer.methods.data import configured_source, ready_data
+from tfxfer.feature_data import feature_batches, feature_part
+from tfxfer.features import Features, covering, extract
+from tfxfer.methods.data import configured_source, naming_bad_examples
+from tfxfer.methods.exported import export
+from tfxfer.methods.opening import Opened, config_for, opened
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, check_plan, gradual
 from tfxfer.report import workdir
 from tfxfer.report.console import Console
-from tfxfer.report.result import ExportCheck, Result
-from tfxfer.task import MULTI_LABEL, SINGLE_LABEL, Task
-from tfxfer.timing import Stopwatch
+from tfxfer.report.result import Result
+from tfxfer.task import SINGLE_LABEL
 from tfxfer.training.callbacks import MetricsLog
 from tfxfer.training.loop import Data, PhaseResult, train
 from tfxfer.training.objective import objective
 
-# A SavedModel may run fused kernels where the trained model did not, and round differently; more
-# than this is another model.
-_EXPORT_TOLERANCE = 1e-3
-_EXPORT_EXAMPLES = 1000
+_EPOCHS = 8
 
 
 def run(
@@ -64,34 +54,21 @@ def run(
         UserError: If dataset or backbone cannot be used, or training diverges. Whatever is
             raised, the workdir is left as it was.
     """
-    timed = Stopwatch()
-    with timed("loading"):
-        strategy = distribute.pick_strategy()
-        source = source or configured_source(config)
-        _check_images(source)
-        with strategy.scope():
-            backbone = configured_backbone(config, source.info)
-        data = ready_data(config, source)
-        # Only now: what preparing a dataset takes from the global generators must not matter.
-        keras.utils.set_random_seed(config.seed)
-        job = _Job(config, strategy, backbone, data, configured_cache(config), console)
-        model = job.new_model(data.splits[0])
-        plan = gradual(model.stage_names, config.epochs, config.learning_rate)
+    source = source or configured_source(config)
+    with naming_bad_examples(config, source):
+        job = _Job(**vars(opened(config, source)), path=path, console=console)
+        model = job.new_model(job.data.splits[0])
+        plan = gradual(model.stage_names, config.epochs or _EPOCHS, config.learning_rate)
         check_plan(plan, model.stage_names)
-        if config.self_check:
-            check_backbone(backbone, job.evaluated(data.splits[0].train))
-    console.start(config, data, backbone, plan, distribute.describe(strategy))
-    console.plan(plan, model)
-    if config.dry_run:
-        return None
-
-    with workdir.run_in(path, config):
-        if config.folds:
-            result = _cross_validate(job, model, plan, path, timed)
-        else:
-            result = _train_one(job, model, plan, path, timed)
-        workdir.write_json(path / workdir.RESULTS, result.to_dict())
-    console.close(result, path)
+        device = distribute.describe(job.strategy)
+        console.start(config, job.data, job.backbone, plan, device)
+        console.plan(plan, model)
+        if config.dry_run:
+            return None
+        with workdir.run_in(path, config):
+            result = (_cross_validate if config.folds else _train_one)(job, model, plan)
+            workdir.write_json(path / workdir.RESULTS, result.to_dict())
+        console.close(result, path)
     return result
 
 
@@ -106,35 +83,18 @@ def finetune(source: DataSource, **settings: Any) -> Result | None:
         The result, as written to `results.json`; `None` with `dry_run=True`.
 
     Raises:
-        UserError: As `run`.
+        UserError: As `run`; or if the source is none, or a setting is one of `open_dataset`.
     """
-    config = RunConfig(**{**settings, "mode": "finetune", "dataset": source.info.name})
+    config = config_for("finetune", source, settings)
     return run(config, workdir.choose_workdir(config), Console(), source)
 
 
-def _check_images(source: DataSource) -> None:
-    if source.info.inputs != IMAGE:
-        raise UserError(
-            f"--mode=finetune takes images, and {source.info.name} holds {source.info.inputs} "
-            "inputs",
-            "--mode=inspect shows such a dataset; a backbone for it is not here yet.",
-        )
-
-
 @dataclass(frozen=True)
-class _Job:
-    """What all that is trained in one run shares."""
+class _Job(Opened):
+    """What the models of one run, such as those of folds, share."""
 
-    config: RunConfig
-    strategy: tf.distribute.Strategy
-    backbone: Backbone
-    data: ReadyData
-    cache: Cache
+    path: Path
     console: Console
-
-    @property
-    def task(self) -> Task:
-        return self.data.source.info.task
 
     def new_model(self, splits: Splits) -> FineTuner:
         with self.strategy.scope():
@@ -156,7 +116,7 @@ class _Job:
         plan: Sequence[Phase],
         train_part: Part,
         validation_part: Part | None,
-        path: Path,
+        name: str = "",
     ) -> tuple[PhaseResult, ...]:
         """Trains a model; without validation, every phase runs to its last epoch."""
         config, replicas = self.config, self.strategy.num_replicas_in_sync
@@ -180,9 +140,13 @@ class _Job:
         )
         features = None
         if self._frozen_is_fixed and plan[0].stages == (HEAD,):
-            trained = self._features(train_part, config.augment)
             features = Data(
-                feature_batches(trained, train_part, config.batch_size, **chosen),
+                feature_batches(
+                    self._features(train_part, config.augment),
+                    train_part,
+                    config.batch_size,
+                    **chosen,
+                ),
                 validation_part
                 and batches(
                     feature_part(self._features(validation_part, "none"), validation_part),
@@ -198,7 +162,7 @@ class _Job:
             objective(self.task, train_part.labels, soft=soft),
             features=features,
             on_phase=self.console.phase,
-            callbacks=lambda phase: [MetricsLog(path / workdir.METRICS, phase)],
+            callbacks=lambda phase: [MetricsLog(self.path / workdir.METRICS, phase, name)],
             verbose=self.console.verbose,
         )
 
@@ -210,91 +174,61 @@ class _Job:
         return fixed_images and config.mix == "none" and self.backbone.bn != "train"
 
     def _features(self, part: Part, augment: str) -> Features:
-        config = self.config
+        """Returns features of the examples of a part and of all like it, folds and validation."""
+        parts = [
+            each
+            for splits in self.data.splits
+            for each in (splits.train, splits.validation)
+            if each.split == part.split
+        ]
         return extract(
             self.backbone,
-            part,
+            covering([part, *parts]),
             self.cache,
             augment=augment,
-            views=1 if augment == "none" else config.views,
-            seed=config.seed,
+            views=1 if augment == "none" else self.config.views,
+            seed=self.config.seed,
+            strategy=self.strategy,
         )
 
 
-def _train_one(
-    job: _Job, model: FineTuner, plan: Sequence[Phase], path: Path, timed: Stopwatch
-) -> Result:
+def _train_one(job: _Job, model: FineTuner, plan: Sequence[Phase]) -> Result:
     """Trains, evaluates and exports one model."""
-    splits, info, task = job.data.splits[0], job.data.source.info, job.task
+    splits, timed = job.data.splits[0], job.timed
     with timed("training"):
         pretrained = model.get_weights()
-        phases = job.train(model, plan, splits.train, splits.validation, path)
-        validation = score(task, *predict(model, job.evaluated(splits.validation)))
+        phases = job.train(model, plan, splits.train, splits.validation)
+        validation = score(job.task, *predict(model, job.evaluated(splits.validation)))
         if job.config.protocol == "vtab1k":
             model.set_weights(pretrained)
             both = _both(splits.train, splits.validation)
             job.console.refit(both)
-            job.train(model, _as_long(plan, phases), both, None, path)
+            job.train(model, _as_long(plan, phases), both, None, "refit")
     with timed("evaluation"):
         outputs, y = predict(model, job.evaluated(splits.test))
-        test = score(task, outputs, y)
+        metrics = {"validation": validation, "test": score(job.task, outputs, y)}
     with timed("export"):
-        served = path / workdir.SAVED_MODEL / "1"
-        save_predictor(model, served, task, info.shape[-1] or 3)
-        save_keras_model(model, path / workdir.KERAS_MODEL)
-        check = _check_export(served, splits.test, task, outputs)
-    return _result(job, model, {"validation": validation, "test": test}, phases, timed, check)
+        check = export(model, splits.test, outputs, job.path)
+    return job.result(model, metrics, phases=phases, export=check)
 
 
-def _cross_validate(
-    job: _Job, model: FineTuner, plan: Sequence[Phase], path: Path, timed: Stopwatch
-) -> Result:
+def _cross_validate(job: _Job, model: FineTuner, plan: Sequence[Phase]) -> Result:
     """Trains and scores a model for each fold, each from the same pretrained weights."""
     pretrained = job.backbone.get_weights()
-    scores: list[AnyEvaluation] = []
+    scores: dict[str, AnyEvaluation] = {}
     phases: tuple[PhaseResult, ...] = ()
     for number, splits in enumerate(job.data.splits, start=1):
+        name = f"fold {number}"
         keras.utils.set_random_seed(job.config.seed)
         job.backbone.set_weights(pretrained)
         model = job.new_model(splits)
-        with timed("training"):
-            phases += job.train(model, plan, splits.train, splits.validation, path)
-        with timed("evaluation"):
-            scores.append(score(job.task, *predict(model, job.evaluated(splits.test))))
-        job.console.fold(number, scores[-1])
-    first = job.data.splits[0]
-    summary = summarise_folds(scores, first.test.examples / first.train.examples)
-    result = _result(
-        job, model, {f"fold {i}": each for i, each in enumerate(scores, 1)}, phases, timed, None
-    )
-    return replace(result, folds=summary)
-
-
-def _result(
-    job: _Job,
-    model: FineTuner,
-    metrics: dict[str, AnyEvaluation],
-    phases: tuple[PhaseResult, ...],
-    timed: Stopwatch,
-    check: ExportCheck | None,
-) -> Result:
-    source = job.data.source
-    return Result(
-        task=job.task.kind,
-        label_names=job.task.names,
-        metrics=metrics,
-        phases=phases,
-        export=check,
-        parameters={
-            "total": model.count_params(),
-            "backbone": job.backbone.count_params(),
-            "head": model.head.count_params(),
-        },
-        timings=timed.seconds,
-        fingerprints={"data": source.fingerprint, "backbone": job.backbone.fingerprint},
-        skipped=job.data.bad,
-        leaks=job.data.leaks,
-    )
+        with job.timed("training"):
+            phases += job.train(model, plan, splits.train, splits.validation, name)
+        with job.timed("evaluation"):
+            scores[name] = score(job.task, *predict(model, job.evaluated(splits.test)))
+        job.console.fold(number, scores[name])
+    folds = summarise_folds(scores, job.data.splits)
+    return job.result(model, scores, phases=phases, export=None, folds=folds)
 
 
 def _both(train: Part, validation: Part) -> Part:
@@ -310,22 +244,3 @@ def _as_long(plan: Sequence[Phase], phases: Sequence[PhaseResult]) -> tuple[Phas
         for phase, result in zip(plan, phases, strict=True)
         if result.kept
     )
-
-
-def _check_export(served: Path, test: Part, task: Task, outputs: np.ndarray) -> ExportCheck:
-    """Gives the exported model test inputs as they are, and compares with the trained model."""
-    examples = min(test.examples, _EXPORT_EXAMPLES)
-    images = test.dataset.take(examples).map(lambda example_id, image, y: image)
-    images = images.batch(1 if None in test.source.info.shape else 32)
-    expected = _answers(task, outputs[:examples].astype(np.float64))
-    difference = np.abs(served_outputs(served, images) - expected)
-    if task.kind not in (SINGLE_LABEL, MULTI_LABEL):
-        difference /= np.maximum(np.abs(expected).max(), 1e-12)
-    return ExportCheck(float(difference.max()), _EXPORT_TOLERANCE, examples)
-
-
-def _answers(task: Task, outputs: np.ndarray) -> np.ndarray:
-    """Returns what a served model says where the trained one says `outputs`."""
-    if task.kind == SINGLE_LABEL:
-        return softmax(outputs, axis=-1)
-    return expit(outputs) if task.kind == MULTI_LABEL else outputs

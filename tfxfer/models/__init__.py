@@ -6,10 +6,12 @@ from typing import Any
 
 import keras
 
+import tfxfer.heads  # noqa: F401 (so that Keras knows the layers of heads in files)
 from tfxfer.errors import UserError
+from tfxfer.models.feature_extractor import FeatureExtractor
 from tfxfer.models.fine_tuner import FineTuner
 
-__all__ = ["FineTuner", "load_model"]
+__all__ = ["FeatureExtractor", "FineTuner", "load_model"]
 
 
 def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:

@@ -2,12 +2,11 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.table import Column, Table
 
 from tfxfer import distribute
@@ -15,7 +14,7 @@ from tfxfer.backbones import Backbone
 from tfxfer.backbones.cost import Cost
 from tfxfer.cache import Entry
 from tfxfer.config import RunConfig
-from tfxfer.data.base import BadExample
+from tfxfer.data.base import TABLE, TEXT, BadExample, DataInfo
 from tfxfer.data.leaks import Leaks
 from tfxfer.data.ready import ReadyData
 from tfxfer.data.splits import Part, Splits
@@ -23,15 +22,16 @@ from tfxfer.evaluate import HEADLINE, AnyEvaluation, Evaluation, MultiLabelEvalu
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase
 from tfxfer.report import workdir
-from tfxfer.report.result import Result
+from tfxfer.report.result import EmbedResult, Result
 from tfxfer.task import REGRESSION
+from tfxfer.training.loop import PhaseResult
 
 
 class Console:
     """Prints what a run does, for a person to read."""
 
     def __init__(self):
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._rich = RichConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     @property
     def verbose(self) -> int:
@@ -43,7 +43,7 @@ class Console:
         config: RunConfig,
         data: ReadyData,
         backbone: Backbone,
-        plan: Sequence[Phase],
+        plan: Sequence[Phase] | None,
         device: str,
     ) -> None:
         """Prints what is about to run: data, backbone, plan, device."""
@@ -57,7 +57,7 @@ class Console:
         if backbone.untrainable:
             self._print(f"          stays frozen: {backbone.untrainable}")
         training = [
-            f"{name} {value}"
+            f", {name} {value}"
             for name, value in (
                 ("augment", config.augment),
                 ("mix", config.mix),
@@ -65,11 +65,13 @@ class Console:
             )
             if value != "none"
         ]
-        self._print(
-            f"plan      gradual unfreezing, {len(plan)} phases of at most "
-            f"{max(phase.epochs for phase in plan)} epochs"
-            + "".join(f", {each}" for each in training)
-        )
+        if plan is not None:
+            self._print(
+                f"plan      gradual unfreezing, {len(plan)} phases of at most "
+                f"{max(phase.epochs for phase in plan)} epochs{''.join(training)}"
+            )
+        else:
+            self._print(f"head      {config.head}{''.join(training)}")
         self._print(f"device    {device}")
 
     def plan(self, plan: Sequence[Phase], model: FineTuner) -> None:
@@ -140,8 +142,7 @@ class Console:
         """Prints what a dataset holds, and how it is split."""
         info = data.source.info
         self._print(f"data           {info.name}")
-        shape = "x".join("any" if side is None else str(side) for side in info.shape)
-        self._print(f"inputs         {info.inputs}{' ' + shape if shape else ''}")
+        self._print(f"inputs         {_inputs(info)}")
         self._print(f"task           {info.task}")
         sizes = ", ".join(f"{name} {count:,}" for name, count in info.examples.items())
         self._print(f"given          {sizes}")
@@ -161,9 +162,12 @@ class Console:
             self._print(
                 f"{indent}{_count(len(data.bad), 'example')} left out, such as {_bad(data.bad[0])}"
             )
-        for leaks in data.leaks[:1]:
+        for number, leaks in enumerate(data.leaks, start=1):
             if leaks.found:
-                self._print(f"{indent}{_leaks(leaks)}")
+                fold = f"fold {number}: " if len(data.splits) > 1 else ""
+                self._print(f"{indent}{fold}{_leaks(leaks)}")
+        if data.leaks and not data.bad and not any(leaks.found for leaks in data.leaks):
+            self._print(f"{indent}every example looked at: none bad, none near-identical")
 
     def _classes(self, data: ReadyData, shown: int) -> None:
         splits, names = data.splits[0], data.source.info.task.names
@@ -201,6 +205,46 @@ class Console:
                 )
         self._rich.print(table)
 
+    def extracted(self, examples: int, seconds: float) -> None:
+        """Says how long it took to compute features, or to find them."""
+        self._print(f"features of {examples:,} examples in {seconds:.2f} s")
+
+    def embedding(self, info: DataInfo, backbone: Backbone, examples: Mapping[str, int]) -> None:
+        """Prints what features are about to be written."""
+        counts = ", ".join(f"{count:,} {split}" for split, count in examples.items())
+        self._print("tfxfer embed")
+        self._print(f"data      {info.name}, {info.task}: {counts}")
+        self._print(f"backbone  {backbone.source}, images {backbone.contract}")
+
+    def embedded(self, result: EmbedResult, path: Path) -> None:
+        """Prints what features were written, and how well they tell identities apart."""
+        for split, count in result.examples.items():
+            self._print(f"{split}: {count:,} features of {result.units}")
+        if found := result.verification:
+            low, high = found.auc_interval
+            rates = ", ".join(
+                f"{tar:.4f} at {far:g}" if tar is not None else f"not measurable at {far:g}"
+                for far, tar in found.tar_at_far.items()
+            )
+            self._print(
+                f"verification on {found.pairs:,} pairs of {result.measured}: AUC {found.auc:.4f} "
+                f"(95% interval {low:.4f} to {high:.4f}), equal error rate {found.eer:.4f}, "
+                f"true accepts {rates} false accepts"
+            )
+        if ranked := result.retrieval:
+            recall = ", ".join(f"{value:.4f} at {k}" for k, value in ranked.recall_at.items())
+            self._print(
+                f"retrieval of {ranked.queries:,} queries: recall {recall}, mean average "
+                f"precision {ranked.mean_average_precision:.4f}"
+            )
+        for name, meaning in (
+            (workdir.EMBEDDINGS, "features with ids and labels; projector/ for TensorBoard"),
+            (f"{workdir.SAVED_MODEL}/1", "images to features, for TensorFlow Serving"),
+            (workdir.RESULTS, "all results"),
+            (workdir.CONFIG, "settings and versions"),
+        ):
+            self._print(f"wrote {path / name}  ({meaning})")
+
     def refit(self, part: Part) -> None:
         """Announces that the chosen epochs are trained again on all labelled examples."""
         self._print(f"training again, as long, on {part.examples} examples ({part.origin})")
@@ -217,7 +261,7 @@ class Console:
                 table.add_column(column, justify="right")
             for entry in entries:
                 used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-                table.add_row(entry.kind, escape(entry.about), f"{entry.bytes / 1e6:,.1f}", used)
+                table.add_row(entry.kind, entry.about, f"{entry.bytes / 1e6:,.1f}", used)
             self._rich.print(table)
         total = sum(entry.bytes for entry in entries)
         self._print(
@@ -237,31 +281,14 @@ class Console:
 
     def close(self, result: Result, path: Path) -> None:
         """Prints what came of it and where everything was written."""
-        metric = result.phases[0].metric
-        table = Table(Column("phase", overflow="fold"))
-        for column in ("epochs", "best", "val loss", f"val {metric}", "kept", "seconds"):
-            table.add_column(column, justify="right")
-        for phase in result.phases:
-            table.add_row(
-                phase.name,
-                str(phase.epochs),
-                str(phase.best_epoch),
-                "" if phase.val_loss is None else f"{phase.val_loss:.4f}",
-                "" if phase.val_metric is None else f"{phase.val_metric:.4f}",
-                "yes" if phase.kept else "undone",
-                f"{phase.seconds:.1f}",
-            )
-        self._rich.print(table)
-        for phase in result.phases:
-            if phase.unmoved:
-                self._print(
-                    f"phase {phase.name}: {', '.join(phase.unmoved)} did not move: no gradient "
-                    "reaches there; is the backbone trained?"
-                )
+        if result.phases:
+            self._phases(result.phases)
+        if head := result.head:
+            chosen = "" if head.strength is None else f", strength {head.strength:.4g} of"
+            tried = f"{chosen} {len(head.sweep)} tried on validation" if chosen else ""
+            self._print(f"head {head.name}{tried}")
         written = [(workdir.RESULTS, "all results")]
         if result.folds:
-            for name, evaluation in result.metrics.items():
-                self._print(f"{name}: {_scores(evaluation)}")
             low, high = result.folds.interval
             self._print(
                 f"{result.folds.name} over {len(result.folds.values)} folds: mean "
@@ -281,20 +308,55 @@ class Console:
                 (workdir.KERAS_MODEL, "for tfxfer.load_model"),
                 *written,
             ]
-        self._print(f"training took {result.timings['training']:.1f} s")
+        took = [f"{part} {seconds:.1f} s" for part, seconds in result.timings.items()]
+        self._print(f"took {', '.join(took)}")
+        if result.phases:
+            written.append((workdir.METRICS, "metrics of every epoch"))
         for name, meaning in (
             *written,
-            (workdir.METRICS, "metrics of every epoch"),
             (workdir.CONFIG, "settings and versions"),
         ):
             self._print(f"wrote {path / name}  ({meaning})")
 
+    def _phases(self, phases: Sequence[PhaseResult]) -> None:
+        table = Table(Column("phase", overflow="fold"))
+        metric = f"val {phases[0].metric}"
+        for column in ("epochs", "best", "val loss", metric, "kept", "seconds"):
+            table.add_column(column, justify="right")
+        for phase in phases:
+            table.add_row(
+                phase.name,
+                str(phase.epochs),
+                str(phase.best_epoch),
+                "" if phase.val_loss is None else f"{phase.val_loss:.4f}",
+                "" if phase.val_metric is None else f"{phase.val_metric:.4f}",
+                "yes" if phase.kept else "undone",
+                f"{phase.seconds:.1f}",
+            )
+        self._rich.print(table)
+        for phase in phases:
+            if phase.unmoved:
+                self._print(
+                    f"phase {phase.name}: {', '.join(phase.unmoved)} did not move: no gradient "
+                    "reaches there; is the backbone trained?"
+                )
+
     def _print(self, line: str) -> None:
-        self._rich.print(line, markup=False)
+        self._rich.print(line)
 
 
 def _count(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def _inputs(info: DataInfo) -> str:
+    if info.inputs == TEXT:
+        return "texts"
+    if info.inputs == TABLE:
+        return f"rows of {info.shape[0]} numbers"
+    height, width, channels = info.shape
+    size = f"{height}x{width}" if height and width else "any size"
+    return f"images of {size}, {_count(channels or 0, 'channel')}"
 
 
 def _named(splits: Splits) -> tuple[tuple[str, Part], ...]:
@@ -322,7 +384,8 @@ def _leaks(leaks: Leaks) -> str:
     mend = (
         f"{leaks.dropped} left out" if leaks.dropped else "--drop_leaks leaves those of train out"
     )
-    return f"near-identical: {', '.join(found)}; {mend}"
+    such_as = f", such as {leaks.such_as[0]}" if leaks.such_as else ""
+    return f"near-identical: {', '.join(found)}{such_as}; {mend}"
 
 
 def _scores(evaluation: AnyEvaluation) -> str:

@@ -8,6 +8,7 @@ from tfxfer.data.base import BadExample
 from tfxfer.data.leaks import Leaks
 from tfxfer.evaluate import AnyEvaluation, FoldSummary
 from tfxfer.training.loop import PhaseResult
+from tfxfer.verification import Retrieval, Verification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,22 @@ class ExportCheck:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadResult:
+    """How a head was fitted on features.
+
+    Attributes:
+        name: Such as `logistic`.
+        strength: What was chosen on validation: of the regularization, or the neighbours; `None`
+            if there is nothing to choose.
+        sweep: What was tried, strengths or epochs, each with its validation loss.
+    """
+
+    name: str
+    strength: float | None
+    sweep: tuple[tuple[float, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """What a run found out.
 
@@ -48,6 +65,7 @@ class Result:
         skipped: Examples that were left out because they cannot be used.
         leaks: Near-identical examples across the parts of the data; of each fold.
         folds: The scores of a cross-validation taken together.
+        head: How the head was fitted, where that was not in phases; of the last fold.
     """
 
     task: str
@@ -61,11 +79,47 @@ class Result:
     skipped: tuple[BadExample, ...] = ()
     leaks: tuple[Leaks, ...] = ()
     folds: FoldSummary | None = None
+    head: HeadResult | None = None
 
     @property
     def passed(self) -> bool:
         """Whether the exported model may be served; true if none was exported."""
         return self.export is None or self.export.passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as a dict that JSON can hold."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedResult:
+    """What a run that writes features found out.
+
+    Attributes:
+        examples: How many features were written, by split.
+        units: Size of a feature vector.
+        verification: How well features tell pairs of one class from pairs of two, on the split
+            `measured`; `None` where labels are no classes, or make no such pairs.
+        retrieval: How well they find their like there; `None` likewise.
+        measured: The split that was measured on.
+        timings: Wall seconds, by part of the run.
+        fingerprints: Hashes of the data and of the backbone.
+        skipped: Examples that were left out because they cannot be used.
+    """
+
+    examples: Mapping[str, int]
+    units: int
+    verification: Verification | None
+    retrieval: Retrieval | None
+    measured: str
+    timings: Mapping[str, float]
+    fingerprints: Mapping[str, str]
+    skipped: tuple[BadExample, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether what was exported may be served; features are not checked."""
+        return True
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the result as a dict that JSON can hold."""

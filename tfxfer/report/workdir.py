@@ -21,8 +21,9 @@ RESULTS = "results.json"
 METRICS = "metrics.jsonl"
 SAVED_MODEL = "saved_model"
 KERAS_MODEL = "model.keras"
+EMBEDDINGS = "embeddings"
 
-_ALL = (CONFIG, RESULTS, METRICS, SAVED_MODEL, KERAS_MODEL)
+_ALL = (CONFIG, RESULTS, METRICS, SAVED_MODEL, KERAS_MODEL, EMBEDDINGS)
 _PACKAGES = (
     "tfxfer",
     "tensorflow",

@@ -15,12 +15,14 @@ class MetricsLog(keras.callbacks.Callback):
     Args:
         path: File to append to.
         phase: The phase that is running.
+        model: Which model it trains, such as `fold 1`, if there are several.
     """
 
-    def __init__(self, path: Path, phase: Phase):
+    def __init__(self, path: Path, phase: Phase, model: str = ""):
         super().__init__()
         self._path = path
         self._phase = phase
+        self._named = {"model": model} if model else {}
         self._start = 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -30,6 +32,7 @@ class MetricsLog(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Writes the line."""
         line = {
+            **self._named,
             "phase": self._phase.name,
             "epoch": epoch + 1,
             **{name: float(value) for name, value in (logs or {}).items()},

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfxfer.backbones import HEAD
 from tfxfer.errors import UserError
-from tfxfer.evaluate import example_losses, predict
+from tfxfer.evaluate import predict
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, check_plan
 from tfxfer.training.objective import Objective
@@ -146,7 +146,7 @@ def train(
         kept, best = True, len(history["loss"]) - 1
         if seen.validation is not None:
             best = int(np.argmin(history["val_loss"]))
-            losses = example_losses(objective.task, *predict(trained, seen.validation))
+            losses = objective.example_losses(*predict(trained, seen.validation))
             kept = best_losses is None or not _worse(losses, best_losses)
             if not kept:
                 model.set_weights(weights)
@@ -204,6 +204,8 @@ def _at(history: dict[str, list[float]], name: str, epoch: int) -> float | None:
 def _worse(losses: np.ndarray, before: np.ndarray) -> bool:
     """Whether losses of the same examples grew by more than chance would have it."""
     grown = losses - before
+    if len(grown) < 2:  # Chance cannot be told from one example.
+        return bool(grown.mean() > 0)
     return bool(grown.mean() > grown.std(ddof=1) / np.sqrt(len(grown)))
 
 

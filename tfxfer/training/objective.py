@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from tfxfer.evaluate import example_losses
 from tfxfer.heads import target_scale
 from tfxfer.task import MULTI_LABEL, REGRESSION, Task
 
@@ -40,6 +41,11 @@ class Objective:
         if self.soft:
             return keras.losses.CategoricalCrossentropy(from_logits=True)
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def example_losses(self, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Returns the same loss of each example, float64 `[examples]`."""
+        scale = self.spread or 1.0
+        return example_losses(self.task, outputs / scale, y / scale if self.spread else y)
 
     def metrics(self) -> list:
         """Returns new metrics, unweighted."""

@@ -1,4 +1,4 @@
-"""What stands on a backbone's features: small Keras layers from features to what a task wants."""
+"""Heads that a training loop trains by gradient."""
 
 import keras
 import numpy as np
@@ -24,6 +24,21 @@ def linear(task: Task, labels: np.ndarray | None = None) -> keras.layers.Layer:
         [keras.layers.Dense(task.units), keras.layers.Rescaling(spread.tolist(), mean.tolist())],
         name="head",
     )
+
+
+def mlp(task: Task, labels: np.ndarray | None = None, units: int = 256) -> keras.layers.Layer:
+    """Returns a hidden layer and `linear` on it.
+
+    Args:
+        task: What the head is to tell.
+        labels: As for `linear`.
+        units: Width of the hidden layer, at least 1.
+
+    Returns:
+        Features `[batch, d]` to `[batch, task.units]`.
+    """
+    hidden = keras.layers.Dense(units, activation="relu", name="hidden")
+    return keras.Sequential([hidden, linear(task, labels)], name="head")
 
 
 def target_scale(labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

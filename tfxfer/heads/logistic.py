@@ -1,0 +1,121 @@
+"""Logistic regression: the linear head of least negative log-likelihood, plus a penalty."""
+
+import warnings
+
+import numpy as np
+from scipy.special import logit
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from tfxfer.errors import UserError
+from tfxfer.heads.fitted import UNSEEN, Data, FittedHead, mean_loss, strengths
+from tfxfer.heads.standard import standardised
+from tfxfer.task import MULTI_LABEL, REGRESSION, Task
+
+Weights = tuple[np.ndarray, np.ndarray]
+"""Kernel `[d, units]` and bias `[units]`."""
+
+_STRENGTHS = tuple(float(10**power) for power in np.arange(-4.0, 5.0))
+_WORSE = 1.05  # Beyond this much of the best loss, less penalty only makes it worse.
+
+# To choose a strength, scikit-learn's own tolerance is enough, and float32 twice as fast. The
+# coefficients of the one that is chosen are brought to about 1e-5, in float64, unless that would
+# take more than some seconds: an iteration costs examples x features x classes.
+_ROUGH, _FINE = 1e-4, 1e-8
+_MOST, _LEAST, _WORK = 1000, 20, 1e9
+
+
+def fit(task: Task, train: Data, validation: Data, strength: float | None = None) -> FittedHead:
+    """Fits what scikit-learn's `LogisticRegression(C=strength)` fits to standardised features.
+
+    From strong to weak penalty, each start being the last solution, until validation is clearly
+    worse. Several labels are one regression each, of one strength.
+
+    Args:
+        task: Classes.
+        train: Features and labels.
+        validation: What chooses the strength, of classes in `train`.
+        strength: The inverse of the penalty, if not to be chosen.
+
+    Returns:
+        The head, a dense layer on the features as they are.
+
+    Raises:
+        UserError: If the task is a regression, or `train` has one class only, or for the strength.
+    """
+    if task.kind == REGRESSION:
+        raise UserError("The logistic head tells classes, not numbers", "Take the ridge head.")
+    x, y = train
+    if task.kind != MULTI_LABEL and len(np.unique(y)) < 2:
+        raise UserError(
+            "The logistic head must have examples of two classes at least, not of one",
+            "Give more examples, or take the prototype head.",
+        )
+    z, standard = standardised(x)
+    checked = standard(validation[0])
+    path = _LabelsPath if task.kind == MULTI_LABEL else _ClassesPath
+    tried: dict[float, float] = {}
+    # Products of matrices as small as these wait longer for threads than they take, and many
+    # times longer where other threads of the machine are busy.
+    with threadpool_limits(1), warnings.catch_warnings():
+        # Close to the solution is good enough: validation judges it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        usual = list(strengths(strength, _STRENGTHS))
+        if len(usual) > 1:
+            rough = path(z.astype(np.float32), y, task.units, _ROUGH, _MOST)
+            for each in usual:
+                kernel, bias = rough(each)
+                tried[each] = mean_loss(task, checked @ kernel + bias, validation[1], y)
+                if tried[each] > _WORSE * min(tried.values()):
+                    break
+        chosen = min(tried, key=lambda each: tried[each]) if tried else usual[0]
+        iterations = int(np.clip(_WORK / (z.size * task.units), _LEAST, _MOST))
+        kernel, bias = path(z, y, task.units, _FINE, iterations)(chosen)
+    return FittedHead(
+        layer=standard.dense(kernel, bias),
+        name="logistic",
+        strength=chosen,
+        sweep=tuple(tried.items()),
+    )
+
+
+class _ClassesPath:
+    """Weights at one strength after the other, one class an example."""
+
+    def __init__(self, z: np.ndarray, y: np.ndarray, units: int, tolerance: float, most: int):
+        self._data, self._units = (z, y), units
+        self._model = LogisticRegression(warm_start=True, tol=tolerance, max_iter=most)
+
+    def __call__(self, strength: float) -> Weights:
+        model = self._model.set_params(C=strength).fit(*self._data)
+        kernel = np.zeros((self._data[0].shape[1], self._units))
+        bias = np.full(self._units, UNSEEN)
+        seen, coefficients, intercepts = model.classes_, model.coef_, model.intercept_
+        if len(seen) == 2:  # scikit-learn keeps the difference of two logits.
+            half = np.array([-0.5, 0.5])
+            coefficients, intercepts = np.outer(half, coefficients), half * intercepts
+        kernel[:, seen], bias[seen] = coefficients.T, intercepts
+        return kernel, bias
+
+
+class _LabelsPath:
+    """Weights at one strength after the other, several labels an example."""
+
+    def __init__(self, z: np.ndarray, y: np.ndarray, units: int, tolerance: float, most: int):
+        del units
+        self._z, self._y = z, y
+        positive = y.sum(axis=0)
+        # A label that never varies gets its smoothed odds.
+        self._bias = logit((positive + 0.5) / (len(y) + 1))
+        self._models = {
+            label: LogisticRegression(warm_start=True, tol=tolerance, max_iter=most)
+            for label in np.flatnonzero((positive > 0) & (positive < len(y)))
+        }
+
+    def __call__(self, strength: float) -> Weights:
+        kernel, bias = np.zeros((self._z.shape[1], len(self._bias))), self._bias.copy()
+        for label, model in self._models.items():
+            model.set_params(C=strength).fit(self._z, self._y[:, label] > 0.5)
+            kernel[:, [label]], bias[[label]] = model.coef_.T, model.intercept_
+        return kernel, bias

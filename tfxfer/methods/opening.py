@@ -1,0 +1,135 @@
+"""What every mode that trains does first: data and backbone, opened and checked."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfxfer import distribute
+from tfxfer.backbones.base import Backbone
+from tfxfer.cache import Cache
+from tfxfer.config import RunConfig
+from tfxfer.data.base import DataSource
+from tfxfer.data.pipeline import batches
+from tfxfer.data.ready import ReadyData
+from tfxfer.errors import UserError
+from tfxfer.evaluate import AnyEvaluation
+from tfxfer.methods.backbone import check_backbone, configured_backbone
+from tfxfer.methods.cache import configured_cache
+from tfxfer.methods.data import check_images, ready_data
+from tfxfer.models.base import BackboneModel
+from tfxfer.report.result import Result
+from tfxfer.task import Task
+from tfxfer.timing import Stopwatch
+
+# Settings that say which data to open, and how; who has data open has no use for them.
+_OF_SOURCE = ["mode", "dataset", "task", "data_dir", "download", "tfds_manual_dir", "group_column"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What all that is trained in one run shares.
+
+    Attributes:
+        config: The settings.
+        strategy: The devices.
+        backbone: Frozen, with its pretrained weights.
+        data: Checked and split.
+        cache: Of features.
+        timed: The stopwatch of the run.
+    """
+
+    config: RunConfig
+    strategy: tf.distribute.Strategy
+    backbone: Backbone
+    data: ReadyData
+    cache: Cache
+    timed: Stopwatch
+
+    @property
+    def task(self) -> Task:
+        """What is to be learned."""
+        return self.data.source.info.task
+
+    def result(
+        self, model: BackboneModel, metrics: Mapping[str, AnyEvaluation], **more: Any
+    ) -> Result:
+        """Puts together what a run found out."""
+        source = self.data.source
+        return Result(
+            task=self.task.kind,
+            label_names=self.task.names,
+            metrics=metrics,
+            parameters={
+                "total": model.count_params(),
+                "backbone": self.backbone.count_params(),
+                "head": model.head.count_params(),
+            },
+            timings=self.timed.seconds,
+            fingerprints={"data": source.fingerprint, "backbone": self.backbone.fingerprint},
+            skipped=self.data.bad,
+            leaks=self.data.leaks,
+            **more,
+        )
+
+
+def opened(config: RunConfig, source: DataSource) -> Opened:
+    """Loads the backbone of a config, checks the data and splits it.
+
+    Args:
+        config: The settings.
+        source: The data.
+
+    Returns:
+        What is shared from here on. Keras' generators are seeded.
+
+    Raises:
+        UserError: If data or backbone cannot be used.
+    """
+    timed = Stopwatch()
+    with timed("loading"):
+        strategy = distribute.pick_strategy()
+        check_images(source, config.mode)
+        with strategy.scope():
+            backbone = configured_backbone(config, source.info)
+        data = ready_data(config, source)
+        if config.self_check:
+            train, size = data.splits[0].train, backbone.contract.size
+            check_backbone(backbone, batches(train, config.batch_size, image_size=size))
+        # Only now: what preparing a dataset takes from the global generators must not matter.
+        keras.utils.set_random_seed(config.seed)
+    return Opened(config, strategy, backbone, data, configured_cache(config), timed)
+
+
+def config_for(mode: str, source: DataSource, settings: Mapping[str, Any]) -> RunConfig:
+    """Makes the config of a run on data that Python holds.
+
+    Args:
+        mode: Of the run.
+        source: What `open_dataset` returned.
+        settings: Those of `RunConfig`.
+
+    Raises:
+        UserError: If the source is none, or a setting is one of `open_dataset`.
+    """
+    if not isinstance(source, DataSource):
+        raise UserError(
+            f"{mode} must be given a data source, not {type(source).__name__}",
+            "Give what open_dataset returns, such as open_dataset((images, labels)).",
+        )
+    if others := sorted(set(settings) & set(_OF_SOURCE)):
+        raise UserError(
+            f"{mode} takes an opened dataset and has no setting {others[0]!r}",
+            "Give it to open_dataset, or leave it out.",
+        )
+    known = [field.name for field in dataclasses.fields(RunConfig)]
+    if unknown := sorted(set(settings) - set(known)):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise UserError(
+            f"{mode} has no setting {unknown[0]!r}",
+            f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}.",
+        )
+    return RunConfig(**settings, mode=mode, dataset=source.info.name)
