@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.memory import Memory
 from tfxfer import embeddings
-from tfxfer.data.splits import Part
+from tfxfer.data.parts import Part
 from tfxfer.embeddings import NPZ, PARQUET, part_ids, write_embeddings
 from tfxfer.errors import UserError
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task

@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from tests.memory import Memory
-from tfxfer.data.splits import Part, Splits
+from tfxfer.data.parts import Part, Splits
 from tfxfer.evaluate import predict, score, summarise_folds
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 

@@ -18,8 +18,8 @@ from tests.conftest import small_network
 from tfxfer.backbones import Backbone, load_backbone
 from tfxfer.cache import Cache
 from tfxfer.data.base import IMAGE, TEXT, DataInfo, DataSource
+from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches
-from tfxfer.data.splits import Part
 from tfxfer.feature_data import feature_batches, feature_part
 from tfxfer.features import compute_once, covering, extract, weights_digest
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task

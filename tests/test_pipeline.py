@@ -14,8 +14,8 @@ import tensorflow as tf
 from sklearn.utils.class_weight import compute_sample_weight
 
 from tfxfer.data.base import IMAGE, TABLE, TEXT, DataInfo, DataSource
+from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches, train_batches, view_batches
-from tfxfer.data.splits import Part
 from tfxfer.errors import UserError
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 

@@ -6,7 +6,8 @@ import pytest
 from tests.memory import Memory
 from tfxfer.data.base import BadExample
 from tfxfer.data.leaks import find_leaks
-from tfxfer.data.splits import Part, fold_data, split_data
+from tfxfer.data.parts import Part
+from tfxfer.data.splits import fold_data, split_data
 from tfxfer.errors import UserError
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfxfer.data.splits import Part
+from tfxfer.data.parts import Part
 from tfxfer.errors import UserError
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from scipy.stats import binomtest, bootstrap, t
 from sklearn.metrics import average_precision_score, r2_score
 
-from tfxfer.data.splits import Splits
+from tfxfer.data.parts import Splits
 from tfxfer.task import MULTI_LABEL, SINGLE_LABEL, Task
 
 _RESAMPLES = 2000

@@ -17,7 +17,7 @@ from tfxfer.backbones import Backbone
 from tfxfer.cache import Cache, Draft, Parts, Shapes
 from tfxfer.data import pipeline
 from tfxfer.data.augment import NONE
-from tfxfer.data.splits import Part
+from tfxfer.data.parts import Part
 
 FEATURES = "features"
 """The kind of the cache entries that `extract` writes."""

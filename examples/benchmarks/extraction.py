@@ -114,7 +114,8 @@ def compare() -> tuple[float, float, float]:
     splits = split_data(data, max_examples=round(IMAGES.value * 0.9))
     few = split_data(data, max_examples=64)
     task = data.info.task
-    recipe(base().network, few, task.units, 1), ours(base(), few, task)
+    recipe(base().network, few, task.units, 1)
+    ours(base(), few, task)
     ratios, theirs, mine = [], 0.0, 0.0
     for _ in range(ROUNDS.value):
         network, backbone = base().network, base()

@@ -71,7 +71,7 @@ def images_per_second(dataset, count: int) -> float:
 def whole(folder: Path):
     """Returns all images of a folder."""
     from tfxfer.data.folder import open_folder
-    from tfxfer.data.splits import Part
+    from tfxfer.data.parts import Part
     from tfxfer.spec import parse_spec
 
     source = open_folder(parse_spec(f"folder:{folder}"))

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tfxfer.data.parts import Splits
 from tfxfer.data.scan import duplicate_distance, near_duplicates
-from tfxfer.data.splits import Splits, check_classes
+from tfxfer.data.splits import check_classes
 
 _NAMED = 5
 

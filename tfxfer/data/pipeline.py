@@ -18,7 +18,7 @@ from tfxfer.data.augment import (
     resize,
 )
 from tfxfer.data.base import IMAGE
-from tfxfer.data.splits import Part
+from tfxfer.data.parts import Part
 from tfxfer.errors import UserError
 from tfxfer.task import REGRESSION, SINGLE_LABEL
 

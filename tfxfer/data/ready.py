@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tfxfer.data.base import BadExample, DataSource
 from tfxfer.data.leaks import Leaks
-from tfxfer.data.splits import Splits
+from tfxfer.data.parts import Splits
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
-import tensorflow as tf
 from sklearn.model_selection import (
     GroupShuffleSplit,
     KFold,
@@ -15,67 +13,17 @@ from sklearn.model_selection import (
 )
 
 from tfxfer.data.base import BadExample, DataSource
+from tfxfer.data.draw import draw_fewer
+from tfxfer.data.parts import Part, Splits
 from tfxfer.errors import UserError
-from tfxfer.task import REGRESSION, SINGLE_LABEL
+from tfxfer.task import SINGLE_LABEL
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 _TEST_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
 _VTAB = (800, 200)
-_BINS = 10  # Regression is stratified by tenths of the first target.
 _HIDDEN = -1  # The label that TFDS gives where the authors keep the labels of a test split.
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some rows of a split of a source.
-
-    Attributes:
-        source: Where the examples stand.
-        split: Name of the split of the source.
-        rows: Positions in that split, increasing.
-        origin: Where they come from, in words.
-    """
-
-    source: DataSource
-    split: str
-    rows: np.ndarray
-    origin: str
-
-    @property
-    def examples(self) -> int:
-        """How many there are."""
-        return len(self.rows)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """`y` of each, in order."""
-        return self.source.labels(self.split)[self.rows]
-
-    def read(self) -> tf.data.Dataset:
-        """Returns `(id, raw, y)` in a stable order; see `DataSource.read`."""
-        whole = self.examples == self.source.info.examples[self.split]
-        return self.source.read(self.split, None if whole else self.rows)
-
-    @property
-    def dataset(self) -> tf.data.Dataset:
-        """`(id, x, y)`, decoded, in a stable order."""
-        whole = self.examples == self.source.info.examples[self.split]
-        return self.source.split(self.split, None if whole else self.rows)
-
-    def keep(self, mask: np.ndarray, origin: str = "") -> "Part":
-        """Returns the rows where `mask`, bool `[examples]`, is true."""
-        return replace(self, rows=self.rows[mask], origin=origin or self.origin)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three parts of the data that a run uses."""
-
-    train: Part
-    validation: Part
-    test: Part
 
 
 def split_data(
@@ -162,7 +110,7 @@ def fold_data(
             f"{whole.examples}",
             "Give fewer --folds.",
         )
-    strata, groups = _strata(whole), _groups(whole)
+    strata, groups = whole.strata, whole.groups
     _check_enough(whole, strata, folds if groups is None else 1, f"be in each of {folds} folds")
     if groups is not None and len(np.unique(groups)) < folds:
         raise UserError(
@@ -195,24 +143,6 @@ def fold_data(
         check_classes(splits)
         parts.append(draw_fewer(splits, shots, max_examples, seed))
     return tuple(parts)
-
-
-def draw_fewer(splits: Splits, shots: int = 0, max_examples: int = 0, seed: int = 0) -> Splits:
-    """Draws some training examples of each class, or some in all; all if both are 0.
-
-    Args:
-        splits: The parts.
-        shots: Examples of each class.
-        max_examples: Examples in all.
-        seed: Of what is drawn.
-
-    Returns:
-        The parts, with fewer examples in train.
-
-    Raises:
-        UserError: If a class has too few, or the task has no classes to draw from.
-    """
-    return replace(splits, train=_fewer(splits.train, shots, max_examples, seed))
 
 
 def check_classes(splits: Splits) -> None:
@@ -249,7 +179,7 @@ def check_classes(splits: Splits) -> None:
 def _check_groups(splits: Splits) -> None:
     parts = (splits.train, splits.validation, splits.test)
     for one, other in itertools.combinations(parts, 2):
-        groups, others = _groups(one), _groups(other)
+        groups, others = one.groups, other.groups
         if groups is None or others is None:
             continue
         if len(shared := np.intersect1d(groups, others)):
@@ -322,7 +252,7 @@ def _carve(part: Part, share: float, seed: int) -> tuple[Part, Part]:
             f"{part.origin} has {part.examples}",
             "Add examples, or give the splits.",
         )
-    rows, strata, groups = np.arange(part.examples), _strata(part), _groups(part)
+    rows, strata, groups = np.arange(part.examples), part.strata, part.groups
     if groups is not None:
         if len(np.unique(groups)) < 2:
             raise UserError(
@@ -354,78 +284,9 @@ def _vtab(part: Part, seed: int) -> tuple[Part, Part]:
         )
     order = np.random.default_rng(seed).permutation(part.examples)
     return (
-        part.keep(_mask(order[:train], part.examples), f"{train} of train"),
-        part.keep(_mask(order[train:wanted], part.examples), f"{validation} of train"),
+        part.pick(order[:train], f"{train} of train"),
+        part.pick(order[train:wanted], f"{validation} of train"),
     )
-
-
-def _fewer(part: Part, shots: int, max_examples: int, seed: int) -> Part:
-    """Draws some examples of each class, or some in all."""
-    rng = np.random.default_rng(seed)
-    if shots:
-        task = part.source.info.task
-        if task.kind != SINGLE_LABEL:
-            raise UserError(
-                f"--shots draws examples of each class, and {part.source.info.name} is a task of "
-                f"{task.kind}",
-                "Give --max_examples.",
-            )
-        labels, chosen = part.labels, []
-        for c in np.unique(labels):
-            rows = np.flatnonzero(labels == c)
-            if len(rows) < shots:
-                raise UserError(
-                    f"--shots={shots} needs as many examples of each class to train on, and there "
-                    f"are {len(rows)} of {task.names[c]!r}",
-                    "Give a smaller number.",
-                )
-            chosen.append(rng.choice(rows, shots, replace=False))
-        rows = np.concatenate(chosen)
-        part = part.keep(_mask(rows, part.examples), f"{shots} a class of {part.origin}")
-    if max_examples and max_examples < part.examples:
-        strata = _strata(part)
-        classes = len(np.unique(part.labels)) if part.source.info.task.kind == SINGLE_LABEL else 1
-        if max_examples < classes:
-            raise UserError(
-                f"--max_examples={max_examples} must leave an example of each of {classes} classes",
-                "Give a larger number.",
-            )
-        sizes = np.array([part.examples]) if strata is None else np.unique_counts(strata).counts
-        few = min(max_examples, part.examples - max_examples) < len(sizes) or sizes.min() < 2
-        kept, _ = train_test_split(
-            np.arange(part.examples),
-            train_size=max_examples,
-            stratify=None if few else strata,
-            random_state=seed,
-        )
-        part = part.keep(_mask(np.asarray(kept), part.examples), f"{max_examples} of {part.origin}")
-    return part
-
-
-def _strata(part: Part) -> np.ndarray | None:
-    """Returns what a split keeps the shares of, int `[examples]`; `None` if that is nothing.
-
-    The class; of several classes an example, the combination, the rare ones taken together; of
-    numbers, the tenth in which the first lies.
-    """
-    labels, kind = part.labels, part.source.info.task.kind
-    if kind == SINGLE_LABEL:
-        return labels
-    if kind == REGRESSION:
-        edges = np.unique(np.quantile(labels[:, 0], np.linspace(0, 1, _BINS + 1)[1:-1]))
-        strata = np.searchsorted(edges, labels[:, 0], side="right")
-    else:
-        _, strata = np.unique(labels, axis=0, return_inverse=True)
-    counts = np.bincount(strata)
-    rare = counts[strata] < 2 * _BINS
-    strata = np.where(rare, len(counts), strata)
-    counts = np.bincount(strata)
-    return strata if counts[counts > 0].min() >= _BINS else None
-
-
-def _groups(part: Part) -> np.ndarray | None:
-    groups = part.source.groups(part.split)
-    return None if groups is None else groups[part.rows]
 
 
 def _unevenness(held: np.ndarray, strata: np.ndarray | None) -> float:

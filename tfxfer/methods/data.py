@@ -8,18 +8,12 @@ import tensorflow as tf
 
 from tfxfer.config import RunConfig
 from tfxfer.data.base import IMAGE, BadExample, DataInfo, DataSource
+from tfxfer.data.draw import draw_fewer
 from tfxfer.data.leaks import Leaks, find_leaks
 from tfxfer.data.ready import ReadyData
 from tfxfer.data.scan import scan, stop_for_bad
 from tfxfer.data.sources import open_dataset
-from tfxfer.data.splits import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    draw_fewer,
-    fold_data,
-    split_data,
-)
+from tfxfer.data.splits import TEST, TRAIN, VALIDATION, fold_data, split_data
 from tfxfer.errors import UserError
 from tfxfer.methods.cache import configured_cache
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL

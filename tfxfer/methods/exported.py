@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit, softmax
 
-from tfxfer.data.splits import Part
+from tfxfer.data.parts import Part
 from tfxfer.export import save_keras_model, save_predictor, served_outputs
 from tfxfer.models.base import BackboneModel
 from tfxfer.report import workdir

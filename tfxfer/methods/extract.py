@@ -11,8 +11,8 @@ import tensorflow as tf
 from tfxfer import distribute, heads
 from tfxfer.config import RunConfig
 from tfxfer.data.base import DataSource
+from tfxfer.data.parts import Part, Splits
 from tfxfer.data.pipeline import batches
-from tfxfer.data.splits import Part, Splits
 from tfxfer.errors import UserError
 from tfxfer.evaluate import AnyEvaluation, predict, score, summarise_folds
 from tfxfer.feature_data import feature_batches, feature_part

@@ -12,8 +12,8 @@ from tfxfer import distribute, heads
 from tfxfer.backbones import HEAD
 from tfxfer.config import RunConfig
 from tfxfer.data.base import DataSource
+from tfxfer.data.parts import Part, Splits
 from tfxfer.data.pipeline import batches, train_batches
-from tfxfer.data.splits import Part, Splits
 from tfxfer.evaluate import AnyEvaluation, predict, score, summarise_folds
 from tfxfer.feature_data import feature_batches, feature_part
 from tfxfer.features import Features, covering, extract

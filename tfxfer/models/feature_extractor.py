@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tfxfer.backbones import Backbone
 from tfxfer.cache import Cache, default_folder
+from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches
-from tfxfer.data.splits import Part
 from tfxfer.feature_data import feature_batches, feature_part
 from tfxfer.features import extract
 from tfxfer.models.base import BackboneModel

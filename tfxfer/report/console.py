@@ -16,8 +16,8 @@ from tfxfer.cache import Entry
 from tfxfer.config import RunConfig
 from tfxfer.data.base import TABLE, TEXT, BadExample, DataInfo
 from tfxfer.data.leaks import Leaks
+from tfxfer.data.parts import Part, Splits
 from tfxfer.data.ready import ReadyData
-from tfxfer.data.splits import Part, Splits
 from tfxfer.evaluate import HEADLINE, AnyEvaluation, Evaluation, MultiLabelEvaluation
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase

@@ -9,40 +9,39 @@ process ends, however it ends, and another one can go on.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
-import io
 import json
-import mmap
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tfxfer.errors import UserError
-
-FORMAT = 1
-"""Part of every key: to be raised when what is stored for the same key is another thing."""
-
-Parts = Mapping[str, str | int | float]
-Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
+from tfxfer.cache.draft import (
+    FORMAT,
+    META,
+    PROGRESS,
+    Draft,
+    Parts,
+    Shapes,
+    lock,
+    open_draft,
+    recorded,
+    reported,
+    sync,
+)
 
 _ROOT = "TFXFER_CACHE_DIR"
-_META = "meta.json"
 _KIND = re.compile(r"[a-z_]+")
 _KEY = re.compile(r"[0-9a-f]{64}")
 _UNFINISHED = re.compile(r"\.unfinished-(?P<key>[0-9a-f]{64})-[0-9a-f]{32}")
 _REMOVED = re.compile(r"\.removed-[0-9a-f]{32}")
-_PROGRESS = "progress"
 _KEPT = 7 * 24 * 60 * 60  # Seconds that what was begun waits for somebody to go on with it.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _ATTEMPTS = 3
 
@@ -98,98 +97,6 @@ class Entry:
     used: float
 
 
-class Draft:
-    """An entry while it is written.
-
-    Attributes:
-        folder: Where it is written.
-        arrays: Memory-mapped, to be filled; zero at first, or as a killed process has left them.
-        done: What was last recorded, by this process or by one that was killed; 0 at first.
-        finished: The same arrays to read, once the entry is written. If another process was
-            faster, they are what that one has written.
-    """
-
-    arrays: dict[str, np.memmap]
-    finished: dict[str, np.memmap]
-
-    def __init__(self, folder: Path, progress: io.FileIO, shapes: Shapes):
-        self.folder, self._progress = folder, progress
-        self.done, self.finished = _recorded(progress), {}
-        make = _opened if self.done else _made
-        try:
-            self.arrays = {
-                name: make(folder / f"{name}.npy", np.dtype(dtype), tuple(shape))
-                for name, (shape, dtype) in shapes.items()
-            }
-        except BaseException:
-            self.done = 0
-            self.leave()
-            raise
-
-    def record(self, done: int) -> None:
-        """Brings what was filled to the disk, and notes that it can be trusted.
-
-        If the block ends by an exception, or the process is killed, the next `write` of the same
-        entry finds what was recorded, and can go on from there. Whatever else is in the arrays
-        then may be half-written.
-
-        Args:
-            done: How much of the entry is filled, above 0, in whatever unit the writer counts.
-
-        Raises:
-            UserError: If the disk is full or the folder cannot be written.
-        """
-        with _reported(self.folder.parent.parent):
-            self._flush()
-            os.pwrite(self._progress.fileno(), b"%020d" % done, 0)
-            os.fsync(self._progress.fileno())
-        self.done = done
-
-    def release(self) -> None:
-        """Hands what was filled so far to the system, so that it does not count as our memory."""
-        for array in self.arrays.values():
-            if isinstance(array.base, mmap.mmap):
-                array.base.madvise(mmap.MADV_DONTNEED)
-
-    def close(self, kind: str, parts: Parts, about: str) -> None:
-        """Brings arrays and `meta.json` to the disk."""
-        self._flush()
-        stated = {
-            name: {
-                "shape": list(array.shape),
-                "dtype": array.dtype.str,
-                "bytes": (self.folder / f"{name}.npy").stat().st_size,
-            }
-            for name, array in self.arrays.items()
-        }
-        now = time.time_ns()
-        meta = {
-            "format": FORMAT,
-            "kind": kind,
-            "parts": dict(parts),
-            "about": about,
-            "created": now / 1e9,
-            "bytes": sum(array["bytes"] for array in stated.values()),
-            "arrays": stated,
-        }
-        file = self.folder / _META
-        file.write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.utime(file, ns=(now, now))
-        _sync(file)
-        _sync(self.folder)
-
-    def _flush(self) -> None:
-        for name, array in self.arrays.items():
-            array.flush()
-            _sync(self.folder / f"{name}.npy")
-
-    def leave(self) -> None:
-        """Lets go of the draft; removes it unless somebody can go on with it."""
-        if self.finished or not self.done:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self._progress.close()
-
-
 class Cache:
     """A folder of entries that is kept below a size.
 
@@ -228,7 +135,7 @@ class Cache:
             UserError: If the folder cannot be read.
         """
         folder = self._path(kind, parts)
-        with _reported(self.folder):
+        with reported(self.folder):
             if not folder.is_dir():
                 return None
             try:
@@ -238,7 +145,7 @@ class Cache:
                 return None
         with contextlib.suppress(OSError):  # It may belong to somebody else.
             now = time.time_ns()
-            os.utime(folder / _META, ns=(now, now))
+            os.utime(folder / META, ns=(now, now))
         return arrays
 
     @contextlib.contextmanager
@@ -265,13 +172,13 @@ class Cache:
         if wrong := [name for name in shapes if not name.isidentifier()]:
             raise ValueError(f"Expected identifiers as names of arrays, received {wrong}.")
         target = self._path(kind, parts)
-        with _reported(self.folder):
+        with reported(self.folder):
             target.parent.mkdir(parents=True, exist_ok=True)
             self._tidy()
-            draft = _draft(target, shapes)
+            draft = open_draft(target, shapes)
         try:
             yield draft
-            with _reported(self.folder):
+            with reported(self.folder):
                 draft.close(kind, parts, about)
                 own = _load(draft.folder, kind, parts)
                 draft.finished = self._publish(draft.folder, kind, parts) or own
@@ -285,7 +192,7 @@ class Cache:
         Raises:
             UserError: If the folder cannot be read.
         """
-        with _reported(self.folder):
+        with reported(self.folder):
             found = [_entry(folder) for folder in self._folders()]
         entries = [entry for entry in found if entry is not None]
         return sorted(entries, key=lambda entry: (entry.used, entry.key), reverse=True)
@@ -300,7 +207,7 @@ class Cache:
             UserError: If the folder cannot be written.
         """
         count = size = 0
-        with _reported(self.folder):
+        with reported(self.folder):
             self._tidy(kept=float("-inf"))
             for folder in self._folders():
                 taken = _size(folder)
@@ -328,8 +235,8 @@ class Cache:
         for _ in range(_ATTEMPTS):
             try:
                 unfinished.rename(target)
-                (target / _PROGRESS).unlink(missing_ok=True)
-                _sync(target.parent)
+                (target / PROGRESS).unlink(missing_ok=True)
+                sync(target.parent)
             except FileNotFoundError:
                 return None  # Ours is there no more: another process has evicted it already.
             except OSError as error:
@@ -363,89 +270,11 @@ class Cache:
             if _REMOVED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
             elif unfinished := _UNFINISHED.fullmatch(path.name):
-                with contextlib.suppress(OSError), _lock(path / _PROGRESS, "r+") as progress:
+                with contextlib.suppress(OSError), lock(path / PROGRESS, "r+") as progress:
                     idle = time.time() - os.fstat(progress.fileno()).st_mtime
                     written = path.with_name(unfinished["key"]).exists()
-                    if written or idle >= kept or not _recorded(progress):
+                    if written or idle >= kept or not recorded(progress):
                         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _reported(folder: Path) -> Iterator[None]:
-    """Makes what goes wrong with the disk an error of the user's."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise UserError(
-                f"The disk of the cache folder {folder} must have room, and is full",
-                "Make some, with --mode=cache --clear or otherwise, or name a folder on "
-                "another disk with --cache_dir.",
-            ) from error
-        raise UserError(
-            f"The cache folder {folder} must be one that can be read, written and locked: "
-            f"{error.strerror or error}",
-            "Name another with --cache_dir.",
-        ) from error
-
-
-def _draft(target: Path, shapes: Shapes) -> Draft:
-    """Goes on with what another process has left of an entry, or begins it."""
-    for folder in target.parent.glob(f".unfinished-{target.name}-*"):
-        # It may be in use, or not be what was recorded.
-        with contextlib.suppress(OSError, ValueError):
-            return Draft(folder, _lock(folder / _PROGRESS, "r+"), shapes)
-    while True:
-        folder = target.with_name(f".unfinished-{target.name}-{uuid.uuid4().hex}")
-        folder.mkdir()
-        # Until it is locked, another process may take it for one that was left.
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            return Draft(folder, _lock(folder / _PROGRESS, "x+"), shapes)
-
-
-def _lock(file: Path, mode: str) -> io.FileIO:
-    """Opens a file for this process alone, until it is closed.
-
-    Raises:
-        OSError: If another process has it, or has removed it meanwhile.
-    """
-    opened = io.FileIO(file, mode)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.stat()
-    except OSError:
-        opened.close()
-        raise
-    return opened
-
-
-def _recorded(progress: io.FileIO) -> int:
-    """Reads what `Draft.record` has written; 0 if that is nothing."""
-    text = os.pread(progress.fileno(), 20, 0)
-    return int(text) if text.isdigit() else 0
-
-
-def _made(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """Makes an array of zeros, and takes the room for it."""
-    array = np.lib.format.open_memmap(file, "w+", dtype, shape)
-    # Else a page that finds no room as it is written kills the process with SIGBUS.
-    if hasattr(os, "posix_fallocate"):
-        with file.open("r+b") as opened:
-            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-    return array
-
-
-def _opened(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """Opens an array to go on with it.
-
-    Raises:
-        ValueError: If it is not of this type and shape, or truncated.
-    """
-    size = file.stat().st_size  # Opening would bring it to what it should be.
-    array = np.lib.format.open_memmap(file, "r+")
-    if (array.dtype, array.shape, array.offset + array.nbytes) != (dtype, shape, size):
-        raise ValueError(f"{file} holds another array.")
-    return array
 
 
 def _load(folder: Path, kind: str, parts: Parts) -> dict[str, np.memmap]:
@@ -455,7 +284,7 @@ def _load(folder: Path, kind: str, parts: Parts) -> dict[str, np.memmap]:
         ValueError: If they do not fit what `meta.json` says, or it speaks of another entry. What
             else is raised by a file that holds something else also says that it does not fit.
     """
-    meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+    meta = json.loads((folder / META).read_text(encoding="utf-8"))
     stated = {"format": FORMAT, "kind": kind, "parts": dict(parts)}
     if {name: meta[name] for name in stated} != stated:
         raise ValueError(f"{folder} holds another entry.")
@@ -474,7 +303,7 @@ def _load(folder: Path, kind: str, parts: Parts) -> dict[str, np.memmap]:
 def _entry(folder: Path) -> Entry | None:
     """Reads what an entry says of itself; `None` if that cannot be read."""
     try:
-        file = folder / _META
+        file = folder / META
         meta = json.loads(file.read_text(encoding="utf-8"))
         return Entry(
             kind=folder.parent.name,
@@ -509,11 +338,3 @@ def _size(folder: Path) -> int:
     with contextlib.suppress(FileNotFoundError):  # Another process may be removing it.
         return sum(file.stat().st_size for file in folder.iterdir())
     return 0
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
