@@ -24,6 +24,15 @@ def two_cpus():
     return [device.name for device in tf.config.list_logical_devices("CPU")]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """A cache of these tests alone: features that older code has left must not be read."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TFXFER_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def mirrored(two_cpus) -> tf.distribute.MirroredStrategy:
     """One for all tests: the collectives of two strategies in one process collide."""
