@@ -126,14 +126,14 @@ def test_the_backbone_runs_once_for_all_heads_seeds_and_folds(tiny, tmp_path, mo
         return compute(backbone, part, *args, **options)
 
     monkeypatch.setattr(method, "compute_features", counting)
-    extract(gratings(), tiny, tmp_path)
+    # Folds export nothing, which would call the backbone too, as the self-check would.
+    usual = {"folds": 2, "self_check": False, "epochs": 2, "overwrite": True}
+    extract(gratings(), tiny, tmp_path, **{**usual, "overwrite": False})
     first = len(seen)
     assert first
-    for settings in ({"head": "knn"}, {"seed": 5}, {"head": "linear", "balance": "sampling"}):
-        extract(gratings(), tiny, tmp_path, overwrite=True, epochs=2, **settings)
-    extract(gratings(), tiny, tmp_path, overwrite=True, folds=3)
-    # The self-check looks at some images each time, by itself.
-    assert len(seen) == first or len(seen) <= first + 8
+    for settings in ({"head": "knn"}, {"seed": 5}, {"head": "linear"}, {"folds": 3}):
+        extract(gratings(), tiny, tmp_path, **{**usual, **settings})
+    assert len(seen) == first
 
 
 def test_folds_are_scored_and_nothing_exported(tiny, tmp_path):
