@@ -37,6 +37,21 @@ CHOICES = {
 _INVOCATION = ("workdir", "overwrite", "dry_run", "debug", "list_weights", "clear")
 
 
+# These say how to train, and on which of the examples.
+_OF_TRAINING = (
+    "protocol",
+    "shots",
+    "max_examples",
+    "folds",
+    "drop_leaks",
+    "augment",
+    "mix",
+    "balance",
+    "views",
+    "epochs",
+)
+
+
 def _setting(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
@@ -198,6 +213,19 @@ class RunConfig:
             )
         if self.clear and self.mode != "cache":
             raise UserError("--clear empties the cache", "Give --mode=cache too.")
+        for name, mode in (("head", "extract"), ("format", "embed")):
+            if getattr(self, name) != _default(name) and self.mode != mode:
+                raise UserError(
+                    f"--{name}={getattr(self, name)} is for --mode={mode}, not {self.mode}",
+                    "Give that mode, or leave it out.",
+                )
+        if self.mode == "embed":
+            for name in _OF_TRAINING:
+                if getattr(self, name) != _default(name):
+                    raise UserError(
+                        f"--{name} is for training, and --mode=embed writes features of all",
+                        "Leave it out.",
+                    )
         if not (self.cache_gb > 0 and math.isfinite(self.cache_gb)):
             raise UserError(
                 f"--cache_gb must be above 0 and finite, not {self.cache_gb}", "Give a size."
@@ -247,6 +275,10 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as a dict that JSON can hold."""
         return dataclasses.asdict(self)
+
+
+def _default(name: str) -> Any:
+    return RunConfig.__dataclass_fields__[name].default
 
 
 def settings_from_file(path: str) -> dict[str, Any]:

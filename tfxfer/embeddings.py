@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tfxfer.config import FORMATS
 from tfxfer.data.parts import Part
 from tfxfer.errors import UserError
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
-NPZ, PARQUET = "npz", "parquet"
-
-FORMATS = (NPZ, PARQUET)
+NPZ, PARQUET = FORMATS
 
 _FILE = "embeddings"
 _PROJECTOR = "projector"
