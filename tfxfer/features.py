@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,6 +22,9 @@ from tfxfer.data.parts import Part
 
 FEATURES = "features"
 """The kind of the cache entries that `extract` writes."""
+
+# Larger batches are faster up to about here, and larger images fill a device with fewer of them.
+_MOST_IMAGES, _MOST_PIXELS = 128, 64 * 224 * 224
 
 _SHARD_SECONDS = 10.0
 """Work that is lost at most if the process is killed; what is done is then brought to the disk."""
@@ -75,7 +79,7 @@ def extract(
     part: Part,
     cache: Cache,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     augment: str = NONE,
     views: int = 1,
     seed: int = 0,
@@ -93,8 +97,9 @@ def extract(
         backbone: Any; made in the scope of `strategy`, if there is one.
         part: The examples.
         cache: Where the features are kept.
-        batch_size: Examples a batch, at least 1. In another batch size the last bits may be
-            others, so that each has its own entry.
+        batch_size: Examples a batch, at least 1; as many as are fast for images of that size if
+            `None`. In another batch size the last bits may be others, so that each has its own
+            entry.
         augment: The augmentation policy of the views.
         views: How many augmented views to take of each example; 1 if `augment` is `none`.
         seed: Seed of the augmentation.
@@ -125,12 +130,18 @@ def extract(
             "precision": backbone.dtype_policy.name,
         },
         image_size=backbone.contract.size,
-        batch_size=batch_size,
+        batch_size=batch_size or _usual_batch(backbone, part),
         augment=augment,
         views=views,
         seed=seed,
         strategy=strategy,
     )
+
+
+def _usual_batch(backbone: Backbone, part: Part) -> int:
+    height, width = backbone.contract.size or part.source.info.shape[:2]
+    pixels = height * width if height and width else _MOST_PIXELS
+    return max(1, min(_MOST_IMAGES, _MOST_PIXELS // pixels))
 
 
 def compute_once(
@@ -252,13 +263,9 @@ def _compute(
     total = views * examples
     data = batches(0)
     _, labels = data.element_spec
-    step = tf.function(
-        lambda batch: strategy.run(lambda each: _numbers(function(each)), (batch,)),
-        # The last batch is smaller, and must not be traced anew.
-        input_signature=_shared(data, strategy).element_spec[:1],
-    )
     local = strategy.experimental_local_results
-    traced = local(step.get_concrete_function().structured_outputs)
+    step = _graph(function, _shared(data, strategy).element_spec[0], strategy)
+    traced = [_numbers(output) for output in local(step.structured_outputs)]
     shapes = {
         "x": ((views, examples, *traced[0].shape[1:]), np.float32),
         "y": ((examples, *labels.shape[1:]), labels.dtype.as_numpy_dtype),
@@ -276,7 +283,8 @@ def _compute(
                 if done < total:
                     view, row = divmod(done, examples)
                     rows = slice(row, row + len(target))
-                    x[view, rows], y[rows] = output.numpy(), target.numpy()
+                    x[view, rows] = tf.cast(output, tf.float32).numpy()
+                    y[rows] = target.numpy()
                     done += len(target)
             draft.release()
             if done < total and time.monotonic() - recorded >= _SHARD_SECONDS:
@@ -292,14 +300,28 @@ def _shared(data: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.data.
     return strategy.distribute_datasets_from_function(lambda context: data)
 
 
-def _numbers(outputs: tf.Tensor) -> tf.Tensor:
-    """Checks what a function returns, and makes it float32."""
-    shape = outputs.shape if tf.is_tensor(outputs) else tf.TensorShape(None)
+def _graph(
+    function: Callable[[tf.Tensor], tf.Tensor], inputs: Any, strategy: tf.distribute.Strategy
+) -> Any:
+    """Traces a function for batches of any size, over the replicas if there are several."""
+    if strategy.num_replicas_in_sync > 1:
+        return tf.function(lambda batch: strategy.run(function, (batch,))).get_concrete_function(
+            inputs
+        )
+    if not isinstance(function, tf.types.experimental.PolymorphicFunction):
+        function = tf.function(function)
+    return function.get_concrete_function(inputs)
+
+
+def _numbers(outputs: Any) -> tf.TensorSpec:
+    """Checks what a function returns."""
+    tensor = tf.is_tensor(outputs) or isinstance(outputs, tf.TensorSpec)
+    shape = outputs.shape if tensor else tf.TensorShape(None)
     if not shape.rank or not shape[1:].is_fully_defined() or outputs.dtype == tf.string:
         raise ValueError(
             f"Expected one tensor of numbers, [batch, ...] of a fixed shape, received {outputs}."
         )
-    return tf.cast(outputs, tf.float32)
+    return tf.TensorSpec(shape, tf.float32)
 
 
 def weights_digest(layer: keras.Layer) -> str:

@@ -23,7 +23,7 @@ _WORSE = 1.05  # Beyond this much of the best loss, less penalty only makes it w
 # coefficients of the one that is chosen are brought to about 1e-5, in float64, unless that would
 # take more than some seconds: an iteration costs examples x features x classes.
 _ROUGH, _FINE = 1e-4, 1e-8
-_MOST, _LEAST, _WORK = 1000, 20, 1e9
+_MOST, _LEAST, _WORK = 1000, 20, 5e8
 
 
 def fit(task: Task, train: Data, validation: Data, strength: float | None = None) -> FittedHead:
@@ -62,16 +62,17 @@ def fit(task: Task, train: Data, validation: Data, strength: float | None = None
         # Close to the solution is good enough: validation judges it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         usual = list(strengths(strength, _STRENGTHS))
+        solved = path(y, task.units)
         if len(usual) > 1:
-            rough = path(z.astype(np.float32), y, task.units, _ROUGH, _MOST)
+            rough = z.astype(np.float32)
             for each in usual:
-                kernel, bias = rough(each)
+                kernel, bias = solved(rough, each, _ROUGH, _MOST)
                 tried[each] = mean_loss(task, checked @ kernel + bias, validation[1], y)
                 if tried[each] > _WORSE * min(tried.values()):
                     break
         chosen = min(tried, key=lambda each: tried[each]) if tried else usual[0]
         iterations = int(np.clip(_WORK / (z.size * task.units), _LEAST, _MOST))
-        kernel, bias = path(z, y, task.units, _FINE, iterations)(chosen)
+        kernel, bias = solved(z, chosen, _FINE, iterations)
     return FittedHead(
         layer=standard.dense(kernel, bias),
         name="logistic",
@@ -83,13 +84,13 @@ def fit(task: Task, train: Data, validation: Data, strength: float | None = None
 class _ClassesPath:
     """Weights at one strength after the other, one class an example."""
 
-    def __init__(self, z: np.ndarray, y: np.ndarray, units: int, tolerance: float, most: int):
-        self._data, self._units = (z, y), units
-        self._model = LogisticRegression(warm_start=True, tol=tolerance, max_iter=most)
+    def __init__(self, y: np.ndarray, units: int):
+        self._y, self._units = y, units
+        self._model = LogisticRegression(warm_start=True)
 
-    def __call__(self, strength: float) -> Weights:
-        model = self._model.set_params(C=strength).fit(*self._data)
-        kernel = np.zeros((self._data[0].shape[1], self._units))
+    def __call__(self, z: np.ndarray, strength: float, tolerance: float, most: int) -> Weights:
+        model = self._model.set_params(C=strength, tol=tolerance, max_iter=most).fit(z, self._y)
+        kernel = np.zeros((z.shape[1], self._units))
         bias = np.full(self._units, UNSEEN)
         seen, coefficients, intercepts = model.classes_, model.coef_, model.intercept_
         if len(seen) == 2:  # scikit-learn keeps the difference of two logits.
@@ -102,20 +103,21 @@ class _ClassesPath:
 class _LabelsPath:
     """Weights at one strength after the other, several labels an example."""
 
-    def __init__(self, z: np.ndarray, y: np.ndarray, units: int, tolerance: float, most: int):
+    def __init__(self, y: np.ndarray, units: int):
         del units
-        self._z, self._y = z, y
+        self._y = y
         positive = y.sum(axis=0)
         # A label that never varies gets its smoothed odds.
         self._bias = logit((positive + 0.5) / (len(y) + 1))
         self._models = {
-            label: LogisticRegression(warm_start=True, tol=tolerance, max_iter=most)
+            label: LogisticRegression(warm_start=True)
             for label in np.flatnonzero((positive > 0) & (positive < len(y)))
         }
 
-    def __call__(self, strength: float) -> Weights:
-        kernel, bias = np.zeros((self._z.shape[1], len(self._bias))), self._bias.copy()
+    def __call__(self, z: np.ndarray, strength: float, tolerance: float, most: int) -> Weights:
+        kernel, bias = np.zeros((z.shape[1], len(self._bias))), self._bias.copy()
         for label, model in self._models.items():
-            model.set_params(C=strength).fit(self._z, self._y[:, label] > 0.5)
+            model.set_params(C=strength, tol=tolerance, max_iter=most)
+            model.fit(z, self._y[:, label] > 0.5)
             kernel[:, [label]], bias[[label]] = model.coef_.T, model.intercept_
         return kernel, bias
