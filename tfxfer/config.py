@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tfxfer.checks import check_ranges, check_together
 from tfxfer.errors import UserError
 from tfxfer.task import KINDS
 
-MODES = ("finetune", "extract", "embed", "inspect", "cache")
+MODES = ("finetune", "extract", "embed", "lr_find", "inspect", "cache")
 BATCH_NORM = ("stage", "freeze", "train")
 PROTOCOLS = ("standard", "vtab1k")
 AUGMENT = ("none", "light", "randaugment")
@@ -19,6 +20,13 @@ MIX = ("none", "mixup", "cutmix")
 BALANCE = ("none", "class_weights", "sampling")
 HEADS = ("logistic", "ridge", "linear", "mlp", "knn", "cosine", "prototype")
 FORMATS = ("npz", "parquet")
+SCHEDULES = ("constant", "cosine", "one_cycle", "step")
+RULES = ("none", "bit")
+OPTIMIZERS = ("adam", "sgd")
+ADAPTERS = ("none", "lora", "bitfit")
+AVERAGES = ("none", "wise_ft", "soup")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+BOUNDARY = ("auto", "on", "off")
 
 CHOICES = {
     "mode": MODES,
@@ -30,26 +38,18 @@ CHOICES = {
     "balance": BALANCE,
     "head": ("auto", *HEADS),
     "format": FORMATS,
+    "schedule": SCHEDULES,
+    "rule": RULES,
+    "optimizer": OPTIMIZERS,
+    "adapt": ADAPTERS,
+    "average": AVERAGES,
+    "precision": PRECISIONS,
+    "boundary_cache": BOUNDARY,
 }
 """The values that a setting may have, where they are words."""
 
-# These speak of one invocation, not of the experiment: a config file does not set them.
-_INVOCATION = ("workdir", "overwrite", "dry_run", "debug", "list_weights", "clear")
-
-
-# These say how to train, and on which of the examples.
-_OF_TRAINING = (
-    "protocol",
-    "shots",
-    "max_examples",
-    "folds",
-    "drop_leaks",
-    "augment",
-    "mix",
-    "balance",
-    "views",
-    "epochs",
-)
+INVOCATION = ("workdir", "overwrite", "dry_run", "debug", "list_weights", "clear")
+"""Settings that speak of one invocation, not of the experiment: a config file does not set them."""
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -113,8 +113,8 @@ class RunConfig:
     )
     views: int = _setting(
         0,
-        "With --augment: train the head on features of this many augmented versions of each image, "
-        "computed once; on new ones in every epoch if 0.",
+        "With --augment: train on this many augmented versions of each image in turn, so that what "
+        "is frozen sees each once; on new ones in every epoch if 0.",
     )
     cache_dir: str = _setting("", "Folder of features computed once; ~/.cache/tfxfer if empty.")
     cache_gb: float = _setting(10.0, "What that folder may hold; the least recently used go.")
@@ -163,6 +163,58 @@ class RunConfig:
         3e-3,
         "Adam's rate for the head alone; a tenth of it once the backbone trains too. Above 0.",
     )
+    plan: str = _setting(
+        "gradual",
+        "How to fine-tune: gradual, lp_ft, full, head, last_k(k=2), surgical, "
+        "surgical(stages=block1), fastai, or a JSON file of phases, such as plan.json of a run.",
+    )
+    layer_decay: float = _setting(
+        1.0, "Rate of a stage over that of the next one towards the head, in (0, 1]."
+    )
+    schedule: str = _setting("constant", "How the rate goes within a phase.")
+    warmup: float = _setting(0.0, "Share of a phase in which the rate rises, in [0, 1).")
+    rule: str = _setting(
+        "none", "bit: schedule, resolution and mixup from the size of the data, as in BiT."
+    )
+    patience: int = _setting(
+        3, "Epochs without a better validation loss before a phase stops; never if 0."
+    )
+    optimizer: str = _setting("adam", "What takes the steps; sgd has a momentum of 0.9.")
+    weight_decay: float = _setting(
+        0.0, "Decoupled weight decay, of kernels only: not of biases and norms. At least 0."
+    )
+    l2_sp: float = _setting(
+        0.0, "Strength of the pull of the backbone toward its pretrained weights. At least 0."
+    )
+    ema: float = _setting(
+        0.0, "Decay of a moving average of the weights, which is validated and kept; off if 0."
+    )
+    average: str = _setting(
+        "none",
+        "After training, what of pretrained and trained weights (wise_ft), or of the best epochs "
+        "(soup), validates best, taken together.",
+    )
+    adapt: str = _setting(
+        "none", "What of the backbone trains: all, low-rank additions (lora), biases and norms."
+    )
+    lora_rank: int = _setting(8, "With --adapt=lora: rank of the additions, at least 1.")
+    label_smoothing: float = _setting(0.0, "Share of a label spread over all classes, in [0, 1).")
+    dropout: float = _setting(0.0, "Share of features that the head leaves out in training.")
+    precision: str = _setting("float32", "Of the backbone's computation; the loss is in float32.")
+    clip_norm: float = _setting(0.0, "Most norm of a step's gradient, of all weights; off if 0.")
+    accumulate: int = _setting(
+        1, "Parts that a batch is computed in, one after the other, to save memory; at least 1."
+    )
+    jit: bool = _setting(False, "Compile the training step with XLA.")
+    deterministic: bool = _setting(False, "Only deterministic kernels, also on a GPU; slower.")
+    boundary_cache: str = _setting(
+        "auto",
+        "Keep what frozen stages make of each image, and train on that: where it pays (auto), "
+        "wherever it can be done (on), never (off).",
+    )
+    checkpoint_seconds: float = _setting(
+        30.0, "Seconds between two checkpoints that a run which was killed goes on from."
+    )
     overwrite: bool = _setting(False, "Replace the run in --workdir.")
     dry_run: bool = _setting(False, "Prepare the dataset, print the plan and stop.")
     debug: bool = _setting(
@@ -176,67 +228,12 @@ class RunConfig:
                     f"--{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}",
                     "Choose one of them.",
                 )
-        for name in ("dataset", "backbone"):
+        for name in ("dataset", "backbone", "plan"):
             if not getattr(self, name):
                 raise UserError(f"--{name} must not be empty", f"Leave --{name} out or name one.")
         _ = self.image_pixels, self.image_values
-        if self.batch_size < 1:
-            raise UserError(
-                f"--batch_size must be at least 1, not {self.batch_size}", "Give a larger one."
-            )
-        for name in ("epochs", "shots", "max_examples", "views"):
-            if getattr(self, name) < 0:
-                raise UserError(
-                    f"--{name} must be at least 0, not {getattr(self, name)}", "Give a larger one."
-                )
-        if self.folds < 0 or self.folds == 1:
-            raise UserError(
-                f"--folds must be 0 or at least 2, not {self.folds}", "Five or ten are usual."
-            )
-        if self.protocol == "vtab1k" and (self.shots or self.max_examples or self.folds):
-            raise UserError(
-                "--protocol=vtab1k draws its own 1000 examples",
-                "Leave --shots, --max_examples and --folds out.",
-            )
-        if self.protocol == "vtab1k" and self.drop_leaks:
-            raise UserError(
-                "--protocol=vtab1k trains on 1000 examples, and --drop_leaks leaves some out",
-                "Leave one of them out.",
-            )
-        if self.views and self.augment == "none":
-            raise UserError("--views counts augmented versions", "Give --augment too.")
-        if self.views and (self.mix != "none" or self.bn == "train"):
-            other = f"--mix={self.mix}" if self.mix != "none" else "--bn=train"
-            raise UserError(
-                f"--views computes features once, and with {other} they are new in every epoch",
-                "Leave one of them out.",
-            )
-        if self.clear and self.mode != "cache":
-            raise UserError("--clear empties the cache", "Give --mode=cache too.")
-        for name, mode in (("head", "extract"), ("format", "embed")):
-            if getattr(self, name) != _default(name) and self.mode != mode:
-                raise UserError(
-                    f"--{name}={getattr(self, name)} is for --mode={mode}, not {self.mode}",
-                    "Give that mode, or leave it out.",
-                )
-        if self.mode == "embed":
-            for name in _OF_TRAINING:
-                if getattr(self, name) != _default(name):
-                    raise UserError(
-                        f"--{name} is for training, and --mode=embed writes features of all",
-                        "Leave it out.",
-                    )
-        if not (self.cache_gb > 0 and math.isfinite(self.cache_gb)):
-            raise UserError(
-                f"--cache_gb must be above 0 and finite, not {self.cache_gb}", "Give a size."
-            )
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed must be in [0, 2**32), not {self.seed}", "Give another seed.")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise UserError(
-                f"--learning_rate must be above 0 and finite, not {self.learning_rate}",
-                "Rates from 1e-4 to 1e-2 are usual.",
-            )
+        check_ranges(vars(self))
+        check_together(vars(self), {name: _default(name) for name in vars(self)})
 
     @property
     def image_pixels(self) -> tuple[int, int] | None:
@@ -311,12 +308,12 @@ def settings_from_file(path: str) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     kept = {}
     for name, value in settings.items():
-        if name == "versions" or name in _INVOCATION:
+        if name == "versions" or name in INVOCATION:
             continue
         if name not in fields:
             raise UserError(
                 f"--config={path} has an unknown setting {name!r}",
-                f"The settings are {', '.join(n for n in fields if n not in _INVOCATION)}.",
+                f"The settings are {', '.join(n for n in fields if n not in INVOCATION)}.",
             )
         expected = type(fields[name].default)
         if expected is float and type(value) is int and abs(value) < 2**63:

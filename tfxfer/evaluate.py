@@ -1,6 +1,6 @@
 """What a trained model is worth on data that it has not seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -101,18 +101,29 @@ class FoldSummary:
     interval: tuple[float, float]
 
 
-def predict(model: keras.Model, data: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def inference(model: keras.Model, data: tf.data.Dataset) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Traces a model as in inference, for the batches of `data`, of whatever size."""
+    inputs, _ = data.element_spec
+    step = tf.function(lambda batch: model(batch, training=False))
+    return step.get_concrete_function(inputs)
+
+
+def predict(
+    model: keras.Model,
+    data: tf.data.Dataset,
+    step: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Runs a model over all of `data`, once, on one device.
 
     Args:
         model: From inputs to `[batch, units]`, such as logits.
         data: Batches `(x, y)` in a stable order.
+        step: What `inference` returned, so that the model is not traced again.
 
     Returns:
         Outputs `[examples, units]` and `y` `[examples, ...]`, in the order of `data`.
     """
-    inputs, _ = data.element_spec
-    step = tf.function(lambda batch: model(batch, training=False), input_signature=[inputs])
+    step = step or inference(model, data)
     answers = [(step(batch).numpy(), y.numpy()) for batch, y in data]
     outputs, y = zip(*answers, strict=True)
     return np.concatenate(outputs), np.concatenate(y)

@@ -1,6 +1,6 @@
 """Features as data: what trains a head, in batches and epochs like images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfxfer.data.base import TABLE, DataInfo, DataSource
 from tfxfer.data.parts import Part
-from tfxfer.data.pipeline import TrainBatches, train_batches
+from tfxfer.data.pipeline import TrainBatches, batches, train_batches
 from tfxfer.features import Features
 
 _BLOCK = 256  # Examples handed to TensorFlow at a time.
@@ -19,27 +19,30 @@ _BLOCK = 256  # Examples handed to TensorFlow at a time.
 class FeatureBatches:
     """Batches of features for training, epoch after epoch, a view an epoch in turn.
 
+    They come in the order in which `train_batches` gives the images themselves, however large
+    either are: what is shuffled are positions, and the features are looked up a batch at a time.
+
     Attributes:
-        views: Batches of each view.
+        positions: Batches of positions in the features.
+        features: To look up.
     """
 
-    views: tuple[TrainBatches, ...]
+    positions: TrainBatches
+    features: Features
 
     @property
     def steps(self) -> int:
         """Batches an epoch."""
-        return self.views[0].steps
+        return self.positions.steps
 
     def epochs(self, first: int = 0) -> tf.data.Dataset:
         """Returns the batches of epoch `first`, then those of the next, without end."""
-        count = len(self.views)
-        if count == 1:
-            return self.views[0].epochs(first)
-        turn = tf.data.Dataset.range(first, np.iinfo(np.int64).max).flat_map(
-            lambda epoch: tf.data.Dataset.from_tensors(epoch % count).repeat(self.steps)
+        views = len(self.features.x)
+        return _looked_up(
+            self.positions.epochs(first),
+            self.features,
+            lambda batch: (first + batch // self.steps) % views,
         )
-        own = [each.epochs(-((view - first) // count)) for view, each in enumerate(self.views)]
-        return tf.data.Dataset.choose_from_datasets(own, turn).prefetch(tf.data.AUTOTUNE)
 
 
 def feature_batches(
@@ -55,22 +58,85 @@ def feature_batches(
         **options: More of `train_batches`: `balance`, `replicas`, `one_hot`.
 
     Returns:
-        Batches `(x, y)`, features float32 `[batch, units]`.
+        Batches `(x, y)`, features float32 `[batch, ...]`, for features `[batch, units]`. Those of
+        several views are what images are made of by `train_batches` with the same seed and `views`.
 
     Raises:
         UserError: As `train_batches`.
+        ValueError: If there are no features of an example.
     """
-    return FeatureBatches(
-        tuple(
-            train_batches(
-                feature_part(features, part, view),
-                batch_size,
-                seed=(seed + view) % 2**32,
-                **options,
-            )
-            for view in range(len(features.x))
-        )
+    positions = _positions(features, part)
+    return FeatureBatches(train_batches(positions, batch_size, seed=seed, **options), features)
+
+
+def ordered_feature_batches(
+    features: Features, part: Part, batch_size: int, **options: Any
+) -> tf.data.Dataset:
+    """Batches features in the order of the part, for evaluation; see `batches`.
+
+    Args:
+        features: Of these examples, or of more; their first view counts.
+        part: The examples.
+        batch_size: Examples a batch, at least 1.
+        **options: More of `batches`: `replicas`, `one_hot`.
+
+    Returns:
+        Batches `(x, y)`, features float32 `[batch, ...]`.
+
+    Raises:
+        UserError: As `batches`.
+        ValueError: If there are no features of an example.
+    """
+    data = batches(_positions(features, part), batch_size, **options)
+    return _looked_up(data, features, lambda batch: 0)
+
+
+def _positions(features: Features, part: Part) -> Part:
+    rows = features.positions(part)
+    return Part(_Positions(features), part.split, rows, f"features of {part.origin}")
+
+
+def _looked_up(
+    data: tf.data.Dataset, features: Features, view: Callable[[tf.Tensor], Any]
+) -> tf.data.Dataset:
+    """Puts features in place of their positions; `view` tells which of a batch's number."""
+
+    def rows(view: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return np.asarray(features.x[view][positions])
+
+    def look_up(number: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+        positions, *rest = batch
+        x = tf.numpy_function(rows, (view(number), positions), features.x.dtype, stateful=False)
+        return tf.ensure_shape(x, (positions.shape[0], *features.x.shape[2:])), *rest
+
+    looked_up = data.enumerate().map(
+        lambda number, *batch: look_up(number, batch[0]),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
+    return looked_up.prefetch(tf.data.AUTOTUNE)
+
+
+class _Positions(DataSource):
+    """The positions of examples in features, in place of these."""
+
+    def __init__(self, features: Features):
+        original, self._y = features.part.source, features.y
+        count = {features.part.split: len(self._y)}
+        self.info = DataInfo(original.info.name, original.info.task, TABLE, (), count)
+        self.fingerprint = original.fingerprint
+        # As large as the original, so that as much of them is shuffled at a time.
+        self.raw_bytes = original.raw_bytes
+
+    def read(self, name: str, rows: np.ndarray | None = None) -> tf.data.Dataset:
+        """Returns `(position, position, y)`."""
+        chosen = np.arange(len(self._y)) if rows is None else rows
+        examples = tf.data.Dataset.from_tensor_slices((chosen, self._y[chosen]))
+        return examples.map(lambda at, y: (tf.strings.as_string(at), at, y))
+
+    def labels(self, name: str) -> np.ndarray:
+        """Returns `y`."""
+        return self._y
 
 
 def feature_part(features: Features, part: Part, view: int = 0) -> Part:

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.backbones import Backbone
+from tfxfer.backbones.boundary import Boundary
 from tfxfer.cache import Cache, Draft, Parts, Shapes
 from tfxfer.data import pipeline
 from tfxfer.data.augment import NONE
@@ -23,11 +24,17 @@ from tfxfer.data.parts import Part
 FEATURES = "features"
 """The kind of the cache entries that `extract` writes."""
 
+BOUNDARY = "boundary"
+"""The kind of those that it writes of a boundary."""
+
 # Larger batches are faster up to about here, and larger images fill a device with fewer of them.
 _MOST_IMAGES, _MOST_PIXELS = 128, 64 * 224 * 224
 
 _SHARD_SECONDS = 10.0
 """Work that is lost at most if the process is killed; what is done is then brought to the disk."""
+
+
+Start = tuple[Boundary, Callable[[], "Features"]]
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ def extract(
     views: int = 1,
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
+    boundary: Boundary | None = None,
+    start: Start | None = None,
 ) -> Features:
     """Gives the features of a backbone over a part of the data, in the order of the part.
 
@@ -104,6 +113,11 @@ def extract(
         views: How many augmented views to take of each example; 1 if `augment` is `none`.
         seed: Seed of the augmentation.
         strategy: As in `compute_once`.
+        boundary: Of the backbone; what its beginning makes of the examples is then given, in
+            place of features.
+        start: An earlier boundary, and a function that gives what is kept there of the same
+            examples and views, to go on from that instead of from the inputs. Called only if what
+            is asked for is not kept yet.
 
     Returns:
         The features.
@@ -116,15 +130,24 @@ def extract(
     assert strategy is not None
     # Traced once for all parts; but replicas have traces of their own.
     several = strategy.num_replicas_in_sync > 1
+    function: Any
+    if start is not None:
+        function = start[0].features if boundary is None else boundary.since(start[0])
+    else:
+        function = backbone.infer if boundary is None else boundary.prefix
+    if several:
+        function = function.python_function
     return compute_once(
-        functools.partial(backbone, training=False) if several else backbone.infer,
+        function,
         part,
         cache,
-        kind=FEATURES,
+        kind=FEATURES if boundary is None else BOUNDARY,
         source=backbone.source,
         parts={
             "backbone fingerprint": backbone.fingerprint,
-            "weights": weights_digest(backbone),
+            "weights": weights_digest(boundary or backbone),
+            **({} if boundary is None else {"boundary": str(boundary.place)}),
+            **({} if start is None else {"computed from boundary": str(start[0].place)}),
             "preprocessing": f"{backbone.contract!r}, then {backbone.preprocessing or 'nothing'}",
             "batch normalization": backbone.bn,
             "precision": backbone.dtype_policy.name,
@@ -135,6 +158,7 @@ def extract(
         views=views,
         seed=seed,
         strategy=strategy,
+        start=start and start[1],
     )
 
 
@@ -158,6 +182,7 @@ def compute_once(
     views: int = 1,
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
+    start: Callable[[], Features] | None = None,
 ) -> Features:
     """Gives the outputs of any function over a part of the data, such as a teacher's logits.
 
@@ -193,6 +218,8 @@ def compute_once(
             is the same entry. All replicas must be in this process, as those of
             `MirroredStrategy`. Where there are several workers, each calls this out of scope and
             without a strategy: it computes all, or finds the entry that another has written.
+        start: Gives outputs of another function for the same examples and views, to be the inputs
+            instead; `parts` must tell of it.
 
     Returns:
         The outputs, as float32.
@@ -221,8 +248,11 @@ def compute_once(
     key = {**parts, **stated}
     arrays = cache.read(kind, key)
     if arrays is None:
+        stored = start and start()
 
         def batches(done: int) -> tf.data.Dataset:
+            if stored is not None:
+                return _stored_batches(stored, batch_size, done)
             if augment == NONE:  # What is done is not even read.
                 rest = dataclasses.replace(part, rows=part.rows[done:])
                 return pipeline.batches(rest, batch_size, image_size=image_size)
@@ -238,6 +268,25 @@ def compute_once(
         strategy = strategy or tf.distribute.get_strategy()
         arrays = _compute(function, batches, (views, part.examples), write, strategy)
     return Features(arrays["x"], arrays["y"], part)
+
+
+def _stored_batches(stored: Features, batch_size: int, done: int) -> tf.data.Dataset:
+    """Batches views of features in order, as `pipeline.view_batches` does images."""
+    views, examples = stored.x.shape[:2]
+    places = [(view, row) for view in range(views) for row in range(0, examples, batch_size)]
+    places = [(view, row) for view, row in places if view * examples + row >= done]
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for view, row in places:
+            yield stored.x[view, row : row + batch_size], stored.y[row : row + batch_size]
+
+    signature = (
+        tf.TensorSpec([None, *stored.x.shape[2:]], stored.x.dtype),
+        tf.TensorSpec([None, *stored.y.shape[1:]], stored.y.dtype),
+    )
+    data = tf.data.Dataset.from_generator(blocks, output_signature=signature)
+    data = data.apply(tf.data.experimental.assert_cardinality(len(places)))
+    return data.prefetch(tf.data.AUTOTUNE)
 
 
 def _compute(
@@ -308,9 +357,10 @@ def _graph(
         return tf.function(lambda batch: strategy.run(function, (batch,))).get_concrete_function(
             inputs
         )
+    traced: Any = function
     if not isinstance(function, tf.types.experimental.PolymorphicFunction):
-        function = tf.function(function)
-    return function.get_concrete_function(inputs)
+        traced = tf.function(function)
+    return traced.get_concrete_function(inputs)
 
 
 def _numbers(outputs: Any) -> tf.TensorSpec:
@@ -324,8 +374,11 @@ def _numbers(outputs: Any) -> tf.TensorSpec:
     return tf.TensorSpec(shape, tf.float32)
 
 
-def weights_digest(layer: keras.Layer) -> str:
-    """Hashes the values that the weights of a layer or model have now; their names do not count."""
+def weights_digest(layer: keras.Layer | Boundary) -> str:
+    """Hashes the values that the weights of a layer or model have now; their names do not count.
+
+    Those of a boundary are the weights before it.
+    """
     digest = hashlib.sha256()
     for weight in layer.weights:
         value = tf.convert_to_tensor(weight.value).numpy()

@@ -45,6 +45,7 @@ _USER_MISTAKE = 2
 _INTERRUPTED = 130
 _ENDED = 143
 _HELP = ("help", "helpshort")
+_WITH_WORKDIR = ("finetune", "extract", "embed", "lr_find")
 
 
 _DEFINE = {
@@ -129,8 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"tfxfer: error: {' '.join(str(error).split())}", file=sys.stderr)
         return _USER_MISTAKE
-    except KeyboardInterrupt:
-        print("tfxfer: interrupted; the workdir is as it was before", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        told = str(error) or "the workdir is as it was before"
+        print(f"tfxfer: interrupted; {told}", file=sys.stderr)
         return _INTERRUPTED
 
 
@@ -138,9 +140,7 @@ def _run(config: RunConfig) -> int:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from tfxfer.report import workdir
 
-    path = (
-        workdir.choose_workdir(config) if config.mode in ("finetune", "extract", "embed") else None
-    )
+    path = workdir.choose_workdir(config) if config.mode in _WITH_WORKDIR else None
     _check_dataset(config)
     with contextlib.nullcontext() if config.debug else _quiet_tensorflow():
         import tensorflow as tf

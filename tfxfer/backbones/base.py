@@ -1,5 +1,6 @@
 """What every backbone is: a Keras layer with a contract, stages and a fingerprint."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -47,9 +48,7 @@ class ImageContract:
             raise ValueError(
                 f"Expected images [batch, height, width, 1 or 3], received {images.shape}."
             )
-        images = tf.cast(images, tf.float32)
-        if self.size is not None and tuple(images.shape[1:3]) != self.size:
-            images = tf.image.resize(images, self.size, antialias=True)
+        images = self.resize(tf.cast(images, tf.float32))
         if self.channels == 3 and images.shape[-1] == 1:
             images = tf.image.grayscale_to_rgb(images)
         elif self.channels == 1 and images.shape[-1] == 3:
@@ -60,6 +59,12 @@ class ImageContract:
         if (low, high) != (0, 255):
             images = images * ((high - low) / 255.0) + low
         return tf.cast(images, self.dtype)
+
+    def resize(self, images: tf.Tensor) -> tf.Tensor:
+        """Brings images `[batch, height, width, channels]` to the size of the contract."""
+        if self.size is None or tuple(images.shape[1:3]) == self.size:
+            return images
+        return tf.image.resize(images, self.size, antialias=True)
 
     def __str__(self) -> str:
         size = f"{self.size[0]}x{self.size[1]}" if self.size else "any size"
@@ -112,6 +117,11 @@ def contract_of(
     return ImageContract(size or image_size, channels, value_range or (0.0, 1.0), dtype.name)
 
 
+def _check_bn(bn: str) -> None:
+    if bn not in BATCH_NORM:
+        raise ValueError(f"Expected bn among {list(BATCH_NORM)}, received {bn!r}.")
+
+
 @dataclass(frozen=True)
 class Stage:
     """A named group of weights that is frozen or trained as one.
@@ -124,6 +134,8 @@ class Stage:
         layers: The layers that hold them, where the network consists of Keras layers.
         bn: Where batch normalization goes by the batch.
         paths: Paths of `weights`, as `--stages` searches them.
+        fixed: The weights that a gradient could train and that stay as they are even while the
+            stage trains, such as the kernels beside low-rank additions.
     """
 
     name: str
@@ -132,29 +144,35 @@ class Stage:
     layers: tuple[keras.layers.Layer, ...] = ()
     bn: str = "stage"
     paths: tuple[str, ...] = ()
+    fixed: tuple[keras.Variable, ...] = ()
 
     @property
     def weights(self) -> tuple[keras.Variable, ...]:
-        """All weights of the stage."""
-        return self.learned + self.statistics
+        """All weights of the stage: the learned, the fixed, the statistics."""
+        return self.learned + self.fixed + self.statistics
 
     @property
     def held(self) -> tuple[keras.Variable, ...]:
         """The weights that stay as they are, to the bit, while the stage is frozen."""
-        return self.learned if self.bn == "train" else self.weights
+        return self.learned + self.fixed if self.bn == "train" else self.weights
 
     def train(self, on: bool) -> None:
         """Makes the learned weights trainable, or freezes them.
 
         Each by itself: Keras skips `layer.trainable = True` where that is `True` already, even if
         single weights of the layer are frozen; and batch normalization that is not `trainable`
-        runs as in inference, also where its own weights are to train.
+        runs as in inference, also where its own weights are to train. So does that whose own
+        weights are fixed.
         """
+        learned = {id(weight) for weight in self.learned}
         for layer in self.layers:
             batch_norm = isinstance(layer, keras.layers.BatchNormalization) and self.bn != "stage"
-            layer.trainable = self.bn == "train" if batch_norm else on
+            learns = not self.fixed or any(id(weight) in learned for weight in layer.weights)
+            layer.trainable = self.bn == "train" if batch_norm else on and learns
         for weight in self.learned:
             weight.trainable = on
+        for weight in self.fixed:
+            weight.trainable = False
 
 
 class Backbone(keras.layers.Layer):
@@ -194,7 +212,8 @@ class Backbone(keras.layers.Layer):
     fingerprint: str
 
     def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+        # Images come in as they are, whatever the network computes in: `contract` casts them.
+        super().__init__(autocast=False, **kwargs)
         # XLA has no antialiased resize, and Keras would turn it on by itself on a GPU.
         self.supports_jit = False
 
@@ -222,8 +241,7 @@ class Backbone(keras.layers.Layer):
             UserError: If the pattern does not find every weight once.
             ValueError: If `bn` is none of `stage`, `freeze`, `train`.
         """
-        if bn not in BATCH_NORM:
-            raise ValueError(f"Expected bn among {list(BATCH_NORM)}, received {bn!r}.")
+        _check_bn(bn)
         self.pattern, self.bn = pattern, bn
         self.stages = self.find_stages()
         if self.stages:
@@ -239,7 +257,10 @@ class Backbone(keras.layers.Layer):
     def call(self, images, training=False):
         """Computes features; see the class for shapes."""
         training = bool(training) and (self.trainable or self.bn == "train")
-        features = self.features(self.contract.prepare(images), training)
+        return self.vectors(self.features(self.contract.prepare(images), training))
+
+    def vectors(self, features: tf.Tensor) -> tf.Tensor:
+        """Makes of what `features` returns what the backbone does: `[batch, units]`, float32."""
         if features.shape.rank > 2:
             features = tf.reduce_mean(features, axis=range(1, features.shape.rank - 1))
         features = tf.cast(features, tf.float32)
@@ -253,17 +274,28 @@ class Backbone(keras.layers.Layer):
         """
         return tf.function(lambda images: self(images, training=False), reduce_retracing=True)
 
-    def unfreeze(self, stages: str | Collection[str]) -> None:
+    def retrace(self) -> None:
+        """Lets `infer` be traced anew, once the network itself is another."""
+        self.__dict__.pop("infer", None)
+
+    def unfreeze(self, stages: str | Collection[str], bn: str = "") -> None:
         """Makes exactly these stages trainable and freezes the others.
 
         As everywhere in Keras, a model that is compiled already must be compiled again.
 
         Args:
             stages: One name or several; none freezes the whole backbone.
+            bn: Where batch normalization goes by the statistics of the batch from now on; as
+                before if empty.
 
         Raises:
-            ValueError: If there is no stage of such a name, or the network cannot be trained.
+            ValueError: If there is no stage of such a name, or the network cannot be trained, or
+                `bn` is none of `stage`, `freeze`, `train`.
         """
+        if bn and bn != self.bn:
+            _check_bn(bn)
+            self.bn = bn
+            self.stages = tuple(dataclasses.replace(stage, bn=bn) for stage in self.stages)
         stages = [stages] if isinstance(stages, str) else stages
         known = [stage.name for stage in self.stages]
         if stages and not known:

@@ -96,6 +96,7 @@ class TrainBatches:
         mix: One of `augment.MIXES`.
         balance: One of `BALANCES`.
         one_hot: Whether classes are given as float32 `[batch, classes]`.
+        views: After how many epochs images are augmented as in the first again; never if 0.
     """
 
     part: Part
@@ -107,6 +108,7 @@ class TrainBatches:
     mix: str
     balance: str
     one_hot: bool
+    views: int = 0
 
     @property
     def steps(self) -> int:
@@ -138,6 +140,7 @@ def train_batches(
     balance: str = NONE,
     replicas: int = 1,
     one_hot: bool = False,
+    views: int = 0,
 ) -> TrainBatches:
     """Batches a part of the data for training.
 
@@ -163,6 +166,8 @@ def train_batches(
             every epoch. Both count the classes that `part` has.
         replicas: As in `batches`.
         one_hot: As in `batches`.
+        views: How many augmented views of an image the epochs take in turn, those of the first
+            epochs, always one in an epoch; new ones without end if 0.
 
     Returns:
         Batches as those of `batches`, with images in float32 where they are augmented or mixed,
@@ -214,6 +219,7 @@ def train_batches(
         mix=mix,
         balance=balance,
         one_hot=one_hot,
+        views=views,
     )
 
 
@@ -304,8 +310,12 @@ class _Epoch:
         return self._batched(self._examples, augment)
 
     def _keys(self, number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        key = _fold(tf.constant([self._data.seed, 0], tf.int64), number)
-        return tuple(_fold(key, i) for i in (_ORDER, _AUGMENT, _MIX, _SAMPLE))
+        seed, views = tf.constant([self._data.seed, 0], tf.int64), self._data.views
+        order, augment, mix, sample = (
+            _fold(_fold(seed, number % views if views and i == _AUGMENT else number), i)
+            for i in (_ORDER, _AUGMENT, _MIX, _SAMPLE)
+        )
+        return order, augment, mix, sample
 
     def _batched(self, dataset: tf.data.Dataset, augment: tf.Tensor) -> tf.data.Dataset:
         dataset = dataset.map(
@@ -337,7 +347,8 @@ class _Epoch:
         if self._augment is None:
             x = _input(data.part, raw, data.image_size)
         else:
-            key = _fold(_fold(key, tf.strings.to_hash_bucket_fast(example_id, _FOREVER)), repeat)
+            key = _fold(key, tf.strings.to_hash_bucket_fast(example_id, _FOREVER))
+            key = _fold(key, 0 if data.views else repeat)
             x = self._augment(_input(data.part, raw, None), key)
         label = tf.one_hot(y, self._units) if data.one_hot else y
         if data.balance != CLASS_WEIGHTS:

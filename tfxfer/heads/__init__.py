@@ -11,13 +11,14 @@ from tfxfer.config import HEADS
 from tfxfer.errors import UserError
 from tfxfer.heads import logistic, neighbours, prototypes, ridge
 from tfxfer.heads.fitted import Data, FittedHead
-from tfxfer.heads.gradient import linear, mlp, target_scale
+from tfxfer.heads.gradient import assign_linear, linear, mlp, target_scale
 from tfxfer.heads.prototypes import Prototypes, with_class
 from tfxfer.task import SINGLE_LABEL, Task
 
 __all__ = [
     "FittedHead",
     "Prototypes",
+    "assign_linear",
     "fit_head",
     "linear",
     "mlp",

@@ -1,36 +1,55 @@
 """`--mode=finetune`: pretrained weights as the start, unfrozen stage by stage."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfxfer import distribute, heads
+from tfxfer import distribute
 from tfxfer.backbones import HEAD
+from tfxfer.backbones.adapters import merge
 from tfxfer.config import RunConfig
 from tfxfer.data.base import DataSource
 from tfxfer.data.parts import Part, Splits
-from tfxfer.data.pipeline import batches, train_batches
-from tfxfer.evaluate import AnyEvaluation, predict, score, summarise_folds
-from tfxfer.feature_data import feature_batches, feature_part
-from tfxfer.features import Features, covering, extract
+from tfxfer.data.pipeline import batches
+from tfxfer.evaluate import (
+    AnyEvaluation,
+    example_losses,
+    inference,
+    predict,
+    score,
+    summarise_folds,
+)
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.exported import export
 from tfxfer.methods.opening import Opened, config_for, opened
+from tfxfer.methods.tuner import (
+    is_soft,
+    new_model,
+    plan_of,
+    ruled,
+    solve_head,
+    training_batches,
+    training_objective,
+    training_settings,
+)
 from tfxfer.models import FineTuner
-from tfxfer.plan import Phase, check_plan, gradual
+from tfxfer.plan import Phase, Plan, write_plan
 from tfxfer.report import workdir
 from tfxfer.report.console import Console
+from tfxfer.report.plots import phase_curves
 from tfxfer.report.result import Result
-from tfxfer.task import SINGLE_LABEL
+from tfxfer.training.averaging import Averaged, greedy_soup, wise_ft
+from tfxfer.training.boundary import BoundaryCache, Choice
 from tfxfer.training.callbacks import MetricsLog
-from tfxfer.training.loop import Data, PhaseResult, train
-from tfxfer.training.objective import objective
-
-_EPOCHS = 8
+from tfxfer.training.checkpoints import Checkpoints
+from tfxfer.training.forward_time import forward_seconds
+from tfxfer.training.loop import START, Data, PhaseResult, of_phase, train
 
 
 def run(
@@ -55,18 +74,24 @@ def run(
             raised, the workdir is left as it was.
     """
     source = source or configured_source(config)
+    given, config = config, ruled(config, source.info)
     with naming_bad_examples(config, source):
-        job = _Job(**vars(opened(config, source)), path=path, console=console)
-        model = job.new_model(job.data.splits[0])
-        plan = gradual(model.stage_names, config.epochs or _EPOCHS, config.learning_rate)
-        check_plan(plan, model.stage_names)
-        device = distribute.describe(job.strategy)
-        console.start(config, job.data, job.backbone, plan, device)
-        console.plan(plan, model)
+        shared = opened(config, source)
+        pretrained = shared.backbone.get_weights()
+        model = new_model(shared, shared.data.splits[0].train)
+        plan = plan_of(shared, model)
+        job = _Job(**vars(shared), path=path, console=console, pretrained=pretrained)
+        choices = job.boundaries(model, job.data.splits[0]).choose(plan.phases, config.batch_size)
+        _show(job, model, plan, choices)
         if config.dry_run:
             return None
-        with workdir.run_in(path, config):
+        with workdir.run_in(path, given):
+            write_plan(plan, path / workdir.PLAN)
             result = (_cross_validate if config.folds else _train_one)(job, model, plan)
+            lines = (path / workdir.METRICS).read_text(encoding="utf-8").splitlines()
+            undone = [(name, each.name) for name, each in job.undone]
+            if lines:
+                phase_curves(list(map(json.loads, lines)), path / workdir.CURVES, undone)
             workdir.write_json(path / workdir.RESULTS, result.to_dict())
         console.close(result, path)
     return result
@@ -91,14 +116,37 @@ def finetune(source: DataSource, **settings: Any) -> Result | None:
 
 @dataclass(frozen=True)
 class _Job(Opened):
-    """What the models of one run, such as those of folds, share."""
+    """What the models of one run, such as those of folds, share.
+
+    Attributes:
+        path: The workdir.
+        console: Where to say what happens.
+        pretrained: Weights of the backbone.
+        undone: Names of models and phases that were undone, as they come.
+        averages: What was averaged, as it comes.
+    """
 
     path: Path
     console: Console
+    pretrained: list[np.ndarray]
+    undone: list[tuple[str, PhaseResult]] = field(default_factory=list)
+    averages: list[Averaged] = field(default_factory=list)
 
-    def new_model(self, splits: Splits) -> FineTuner:
-        with self.strategy.scope():
-            return FineTuner(self.backbone, heads.linear(self.task, splits.train.labels))
+    def boundaries(self, model: FineTuner, splits: Splits) -> BoundaryCache:
+        """Returns what keeps the outputs of frozen stages."""
+        config = self.config
+        return BoundaryCache(
+            model=model,
+            cache=self.cache,
+            train=splits.train,
+            validation=splits.validation,
+            sharing=self.sharing(splits.train.split) + self.sharing(splits.validation.split),
+            mode=config.boundary_cache,
+            augment=config.augment,
+            views=config.views,
+            mix=config.mix,
+            seed=config.seed,
+        )
 
     def evaluated(self, part: Part, *, replicas: int = 1, one_hot: bool = False):
         """Returns batches to evaluate on."""
@@ -111,124 +159,164 @@ class _Job(Opened):
         )
 
     def train(
+        self, model: FineTuner, plan: Plan, splits: Splits, name: str = ""
+    ) -> tuple[PhaseResult, ...]:
+        """Trains a model on one of the splits; low-rank additions are merged at the end."""
+        checkpoints = self._checkpoints(plan, name)
+        phases = self._train(model, plan.phases, splits.train, splits.validation, name, checkpoints)
+        merge(self.backbone)
+        if self.config.average != "none":
+            averaged = self._average(model, splits.validation, plan.phases, checkpoints)
+            self.averages.append(averaged)
+            self.console.averaged(averaged)
+        self.undone.extend((name, phase) for phase in phases if not phase.kept)
+        return phases
+
+    def train_again(self, model: FineTuner, plan: Sequence[Phase], part: Part) -> None:
+        """Trains a model for as long as phases say, on all that may be trained on."""
+        name = "refit"
+        checkpoints = self._checkpoints(Plan(tuple(plan)), name)
+        self._train(model, plan, part, None, name, checkpoints)
+        merge(self.backbone)
+
+    def _train(
         self,
         model: FineTuner,
         plan: Sequence[Phase],
         train_part: Part,
-        validation_part: Part | None,
-        name: str = "",
+        validation: Part | None,
+        name: str,
+        checkpoints: Checkpoints,
     ) -> tuple[PhaseResult, ...]:
-        """Trains a model; without validation, every phase runs to its last epoch."""
         config, replicas = self.config, self.strategy.num_replicas_in_sync
-        soft = config.mix != "none" and self.task.kind == SINGLE_LABEL
-        chosen = {
-            "seed": config.seed,
-            "balance": config.balance,
-            "replicas": replicas,
-            "one_hot": soft,
-        }
-        images = Data(
-            train_batches(
-                train_part,
-                config.batch_size,
-                image_size=self.backbone.contract.size,
-                augment=config.augment,
-                mix=config.mix,
-                **chosen,
-            ),
-            validation_part and self.evaluated(validation_part, replicas=replicas, one_hot=soft),
+        soft = is_soft(self)
+        kept = replace(
+            self.boundaries(model, self.data.splits[0]), train=train_part, validation=validation
         )
-        features = None
-        if self._frozen_is_fixed and plan[0].stages == (HEAD,):
-            features = Data(
-                feature_batches(
-                    self._features(train_part, config.augment),
-                    train_part,
-                    config.batch_size,
-                    **chosen,
-                ),
-                validation_part
-                and batches(
-                    feature_part(self._features(validation_part, "none"), validation_part),
-                    config.batch_size,
-                    replicas=replicas,
-                    one_hot=soft,
-                ),
-            )
+        choices = kept.choose(plan, config.batch_size)
         return train(
             model,
             plan,
-            images,
-            objective(self.task, train_part.labels, soft=soft),
-            features=features,
+            Data(
+                training_batches(self, train_part),
+                validation and self.evaluated(validation, one_hot=soft),
+            ),
+            training_objective(self, train_part),
+            settings=training_settings(config),
+            shortcut=kept.shortcut(
+                choices,
+                config.batch_size,
+                balance=config.balance,
+                replicas=replicas,
+                one_hot=soft,
+            ),
+            solve_head=lambda model: solve_head(self, model, train_part, validation),
+            checkpoints=checkpoints,
             on_phase=self.console.phase,
             callbacks=lambda phase: [MetricsLog(self.path / workdir.METRICS, phase, name)],
             verbose=self.console.verbose,
         )
 
-    @property
-    def _frozen_is_fixed(self) -> bool:
-        """Whether a frozen backbone gives the same features of an example in every epoch."""
-        config = self.config
-        fixed_images = config.augment == "none" or config.views > 0
-        return fixed_images and config.mix == "none" and self.backbone.bn != "train"
+    def _checkpoints(self, plan: Plan, name: str) -> Checkpoints:
+        folder = self.path / workdir.CHECKPOINTS / (name.replace(" ", "-") or "model")
+        identity = {
+            "plan": dataclasses.asdict(plan),
+            "data": self.data.source.fingerprint,
+            "backbone": self.backbone.fingerprint,
+        }
+        return Checkpoints(folder, identity, self.config.checkpoint_seconds)
 
-    def _features(self, part: Part, augment: str) -> Features:
-        """Returns features of the examples of a part and of all like it, folds and validation."""
-        parts = [
-            each
-            for splits in self.data.splits
-            for each in (splits.train, splits.validation)
-            if each.split == part.split
-        ]
-        return extract(
-            self.backbone,
-            covering([part, *parts]),
-            self.cache,
-            augment=augment,
-            views=1 if augment == "none" else self.config.views,
-            seed=self.config.seed,
-            strategy=self.strategy,
-        )
+    def _average(
+        self,
+        model: FineTuner,
+        validation: Part,
+        plan: Sequence[Phase],
+        checkpoints: Checkpoints,
+    ) -> Averaged:
+        """Averages weights that training left on the disk; validation judges."""
+        data = self.evaluated(validation)
+        step = inference(model, data)
+
+        def loss_of(model: keras.Model) -> float:
+            outputs, y = predict(model, data, step)
+            return float(np.mean(example_losses(self.task, outputs, y)))
+
+        trained = model.get_weights()
+        if self.config.average == "soup":
+            done = checkpoints.finished()
+            assert done is not None  # Training is done.
+            best = [checkpoints.weights_file(name) for name in done["top"]]
+            return greedy_soup(model, best, loss_of)
+        # A head that was drawn at random says nothing: the line starts where the head is trained.
+        alone = plan[0].stages == (HEAD,) and len(plan) > 1
+        start = checkpoints.read_weights(of_phase(0) if alone else START)
+        return wise_ft(model, start, trained, loss_of)
 
 
-def _train_one(job: _Job, model: FineTuner, plan: Sequence[Phase]) -> Result:
+def _show(job: _Job, model: FineTuner, plan: Plan, choices: Mapping[str, Choice]) -> None:
+    config = job.config
+    job.console.start(
+        config, job.data, job.backbone, plan.phases, distribute.describe(job.strategy)
+    )
+    seconds = None
+    if config.dry_run:  # Not worth its time where the answer comes by itself.
+        examples = job.data.splits[0].train.examples
+        seconds = examples * forward_seconds(job.backbone, min(config.batch_size, examples))
+    cached = {name: choice.where for name, choice in choices.items() if choice.where}
+    job.console.plan(plan.phases, model, epoch_seconds=seconds, cached=cached)
+
+
+def _train_one(job: _Job, model: FineTuner, plan: Plan) -> Result:
     """Trains, evaluates and exports one model."""
     splits, timed = job.data.splits[0], job.timed
     with timed("training"):
-        pretrained = model.get_weights()
-        phases = job.train(model, plan, splits.train, splits.validation)
+        start = model.get_weights()
+        phases = job.train(model, plan, splits)
         validation = score(job.task, *predict(model, job.evaluated(splits.validation)))
         if job.config.protocol == "vtab1k":
-            model.set_weights(pretrained)
+            model = _started_again(job, splits, start)
             both = _both(splits.train, splits.validation)
             job.console.refit(both)
-            job.train(model, _as_long(plan, phases), both, None, "refit")
+            job.train_again(model, _as_long(plan.phases, phases), both)
     with timed("evaluation"):
         outputs, y = predict(model, job.evaluated(splits.test))
         metrics = {"validation": validation, "test": score(job.task, outputs, y)}
     with timed("export"):
         check = export(model, splits.test, outputs, job.path)
-    return job.result(model, metrics, phases=phases, export=check)
+    return job.result(model, metrics, phases=phases, export=check, averages=tuple(job.averages))
 
 
-def _cross_validate(job: _Job, model: FineTuner, plan: Sequence[Phase]) -> Result:
+def _started_again(job: _Job, splits: Splits, start: Sequence[np.ndarray]) -> FineTuner:
+    """Makes a model of the pretrained backbone again, with the head that it started with."""
+    job.backbone.set_weights(job.pretrained)
+    model = new_model(job, splits.train)
+    model.set_weights(start)
+    return model
+
+
+def _cross_validate(job: _Job, model: FineTuner, plan: Plan) -> Result:
     """Trains and scores a model for each fold, each from the same pretrained weights."""
-    pretrained = job.backbone.get_weights()
     scores: dict[str, AnyEvaluation] = {}
     phases: tuple[PhaseResult, ...] = ()
     for number, splits in enumerate(job.data.splits, start=1):
         name = f"fold {number}"
-        keras.utils.set_random_seed(job.config.seed)
-        job.backbone.set_weights(pretrained)
-        model = job.new_model(splits)
+        if number > 1:
+            keras.utils.set_random_seed(job.config.seed)
+            job.backbone.set_weights(job.pretrained)
+            model = new_model(job, splits.train)
         with job.timed("training"):
-            phases += job.train(model, plan, splits.train, splits.validation, name)
+            phases += job.train(model, plan, splits, name)
         with job.timed("evaluation"):
             scores[name] = score(job.task, *predict(model, job.evaluated(splits.test)))
         job.console.fold(number, scores[name])
-    folds = summarise_folds(scores, job.data.splits)
-    return job.result(model, scores, phases=phases, export=None, folds=folds)
+    return job.result(
+        model,
+        scores,
+        phases=phases,
+        export=None,
+        folds=summarise_folds(scores, job.data.splits),
+        averages=tuple(job.averages),
+    )
 
 
 def _both(train: Part, validation: Part) -> Part:
@@ -240,7 +328,7 @@ def _both(train: Part, validation: Part) -> Part:
 def _as_long(plan: Sequence[Phase], phases: Sequence[PhaseResult]) -> tuple[Phase, ...]:
     """Returns the phases that stood, each as long as to its best epoch."""
     return tuple(
-        replace(phase, epochs=result.best_epoch)
+        phase if phase.solved else replace(phase, epochs=result.best_epoch, steps=0, patience=0)
         for phase, result in zip(plan, phases, strict=True)
         if result.kept
     )

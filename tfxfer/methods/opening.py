@@ -10,9 +10,11 @@ import tensorflow as tf
 
 from tfxfer import distribute
 from tfxfer.backbones.base import Backbone
+from tfxfer.backbones.precision import set_precision
 from tfxfer.cache import Cache
 from tfxfer.config import RunConfig
 from tfxfer.data.base import DataSource
+from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches
 from tfxfer.data.ready import ReadyData
 from tfxfer.errors import UserError
@@ -54,6 +56,15 @@ class Opened:
         """What is to be learned."""
         return self.data.source.info.task
 
+    def sharing(self, split: str) -> list[Part]:
+        """Returns all training and validation parts of a split, those of all folds."""
+        return [
+            part
+            for splits in self.data.splits
+            for part in (splits.train, splits.validation)
+            if part.split == split
+        ]
+
     def result(
         self, model: BackboneModel, metrics: Mapping[str, AnyEvaluation], **more: Any
     ) -> Result:
@@ -90,11 +101,14 @@ def opened(config: RunConfig, source: DataSource) -> Opened:
         UserError: If data or backbone cannot be used.
     """
     timed = Stopwatch()
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     with timed("loading"):
         strategy = distribute.pick_strategy()
         check_images(source, config.mode)
         with strategy.scope():
             backbone = configured_backbone(config, source.info)
+            set_precision(backbone, config.precision)
         data = ready_data(config, source)
         if config.self_check:
             train, size = data.splits[0].train, backbone.contract.size

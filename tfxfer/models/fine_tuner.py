@@ -45,11 +45,13 @@ class FineTuner(BackboneModel):
         """Names of the stages, input side first; the last is `head`."""
         return tuple(stage.name for stage in self.stages)
 
-    def unfreeze(self, stages: str | Collection[str]) -> None:
+    def unfreeze(self, stages: str | Collection[str], bn: str = "") -> None:
         """Makes exactly these stages trainable and freezes the others; then compile again.
 
         Args:
             stages: One name or several of `stage_names`.
+            bn: Where batch normalization goes by the statistics of the batch from now on; as
+                before if empty.
 
         Raises:
             ValueError: If there is no stage of such a name.
@@ -60,7 +62,7 @@ class FineTuner(BackboneModel):
         self.trainable = True
         self.head.trainable = HEAD in stages
         self._head_stage.train(HEAD in stages)
-        self.backbone.unfreeze([name for name in stages if name != HEAD])
+        self.backbone.unfreeze([name for name in stages if name != HEAD], bn)
 
     def call(self, inputs, training=False):
         """Computes the head's output; see the class for shapes."""

@@ -22,9 +22,14 @@ from tfxfer.evaluate import HEADLINE, AnyEvaluation, Evaluation, MultiLabelEvalu
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase
 from tfxfer.report import workdir
-from tfxfer.report.result import EmbedResult, Result
+from tfxfer.report.plan_table import plan_table
+from tfxfer.report.result import EmbedResult, LrFindResult, Result
 from tfxfer.task import REGRESSION
+from tfxfer.training.averaging import Averaged
 from tfxfer.training.loop import PhaseResult
+
+# A loss that falls by less says nothing of the rate.
+_CLEAR_FALL = 0.05
 
 
 class Console:
@@ -66,34 +71,23 @@ class Console:
             if value != "none"
         ]
         if plan is not None:
-            self._print(
-                f"plan      gradual unfreezing, {len(plan)} phases of at most "
-                f"{max(phase.epochs for phase in plan)} epochs{''.join(training)}"
-            )
+            name = config.plan if config.rule == "none" else f"rule {config.rule}"
+            self._print(f"plan      {name}, {_count(len(plan), 'phase')}{''.join(training)}")
         else:
             self._print(f"head      {config.head}{''.join(training)}")
         self._print(f"device    {device}")
 
-    def plan(self, plan: Sequence[Phase], model: FineTuner) -> None:
-        """Prints the phases as a table."""
-        table = Table(Column("phase", overflow="fold"), Column("trains", overflow="fold"))
-        for column in ("parameters", "share", "epochs", "rate"):
-            table.add_column(column, justify="right")
-        learned = {
-            stage.name: sum(weight.shape.num_elements() for weight in stage.learned)
-            for stage in model.stages
-        }
-        for phase in plan:
-            trained = sum(learned[name] for name in phase.stages)
-            table.add_row(
-                phase.name,
-                _span(phase.stages, model.stage_names),
-                f"{trained:,}",
-                f"{trained / model.count_params():.1%}",
-                f"<= {phase.epochs}",
-                f"{phase.learning_rate:.2g}",
-            )
-        self._rich.print(table)
+    def plan(
+        self,
+        plan: Sequence[Phase],
+        model: FineTuner,
+        *,
+        epoch_seconds: float | None = None,
+        cached: Mapping[str, str] | None = None,
+    ) -> None:
+        """Prints the phases as a table; see `plan_table`."""
+        table = plan_table(plan, model, epoch_seconds=epoch_seconds, cached=cached)
+        self._rich.print(table, soft_wrap=False)
 
     def inspect(
         self,
@@ -245,6 +239,52 @@ class Console:
         ):
             self._print(f"wrote {path / name}  ({meaning})")
 
+    def lr_found(self, result: LrFindResult, path: Path) -> None:
+        """Prints the rates that a learning-rate finder suggests, and which to use."""
+        curve, found = result.curve, result.curve.suggestions
+        ended = "as the loss exploded" if curve.diverged else "the last planned"
+        self._print(
+            f"{len(curve.rates)} steps with rates from {curve.rates[0]:.1e} to "
+            f"{curve.rates[-1]:.1e}, {ended}"
+        )
+        self._print(f"rates are those of {result.meaning}")
+        table = Table(
+            "rule", Column("rate", justify="right"), Column("what it is", overflow="fold")
+        )
+        for name, rate, meaning in (
+            ("valley", found.valley, "in the middle of the longest descent"),
+            ("slide", found.slide, "where the slope has become steady, from the high rates down"),
+            ("steepest", found.steepest, "where the loss falls fastest"),
+            ("minimum / 10", found.minimum, "a tenth of the rate with the smallest loss"),
+        ):
+            table.add_row(name, f"{rate:.1e}", meaning)
+        self._rich.print(table)
+        if curve.fall < _CLEAR_FALL:
+            self._print(
+                f"the loss fell by {curve.fall:.1%} only: none of these can be relied on; "
+                "give more data, or a larger batch"
+            )
+        else:
+            self._print(f"use --learning_rate={result.recommended:.1e}")
+        for name, meaning in (
+            (workdir.LR_CURVE, "the curve"),
+            (workdir.RESULTS, "all results"),
+            (workdir.CONFIG, "settings and versions"),
+        ):
+            self._print(f"wrote {path / name}  ({meaning})")
+
+    def averaged(self, averaged: Averaged) -> None:
+        """Prints which weights validation chose to take together."""
+        if averaged.kind == "wise_ft":
+            (alpha,) = averaged.chosen
+            chosen = f"{alpha:g} of the trained weights, the rest of those before"
+        else:
+            chosen = f"the mean of {_count(len(averaged.chosen), 'epoch')}"
+        self._print(
+            f"average {averaged.kind}: {chosen}; validation loss {averaged.val_loss:.4f}, "
+            f"the best of {len(averaged.tried)} tried"
+        )
+
     def refit(self, part: Part) -> None:
         """Announces that the chosen epochs are trained again on all labelled examples."""
         self._print(f"training again, as long, on {part.examples} examples ({part.origin})")
@@ -320,20 +360,28 @@ class Console:
 
     def _phases(self, phases: Sequence[PhaseResult]) -> None:
         table = Table(Column("phase", overflow="fold"))
-        metric = f"val {phases[0].metric}"
-        for column in ("epochs", "best", "val loss", metric, "kept", "seconds"):
+        metric = phases[0].metric
+        columns = ("epochs", "best", "loss", "val loss", metric, f"val {metric}", "kept", "seconds")
+        for column in columns:
             table.add_column(column, justify="right")
         for phase in phases:
             table.add_row(
                 phase.name,
                 str(phase.epochs),
                 str(phase.best_epoch),
-                "" if phase.val_loss is None else f"{phase.val_loss:.4f}",
-                "" if phase.val_metric is None else f"{phase.val_metric:.4f}",
+                *map(_decimals, (phase.loss, phase.val_loss, phase.train_metric, phase.val_metric)),
                 "yes" if phase.kept else "undone",
                 f"{phase.seconds:.1f}",
             )
         self._rich.print(table)
+        last = [phase for phase in phases if phase.kept and phase.loss is not None][-1:]
+        for phase in last:
+            if phase.val_loss is not None and phase.val_metric is not None:
+                self._print(
+                    f"train against validation, as the best epoch of {phase.name} ran: "
+                    f"loss {phase.loss:.4f} and {phase.val_loss:.4f}, "
+                    f"{metric} {phase.train_metric:.4f} and {phase.val_metric:.4f}"
+                )
         for phase in phases:
             if phase.unmoved:
                 self._print(
@@ -343,6 +391,10 @@ class Console:
 
     def _print(self, line: str) -> None:
         self._rich.print(line)
+
+
+def _decimals(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _count(number: int, noun: str, plural: str = "") -> str:
@@ -410,10 +462,3 @@ def _scores(evaluation: AnyEvaluation) -> str:
 
 def _has_gpu() -> bool:
     return distribute.describe(distribute.pick_strategy()).endswith("GPU")
-
-
-def _span(stages: Sequence[str], names: Sequence[str]) -> str:
-    """Names stages as `block4 to head` if they are neighbours, else one by one."""
-    start = names.index(stages[0])
-    neighbours = tuple(names[start : start + len(stages)]) == tuple(stages)
-    return f"{stages[0]} to {stages[-1]}" if len(stages) > 1 and neighbours else " ".join(stages)

@@ -7,7 +7,9 @@ from typing import Any
 from tfxfer.data.base import BadExample
 from tfxfer.data.leaks import Leaks
 from tfxfer.evaluate import AnyEvaluation, FoldSummary
+from tfxfer.training.averaging import Averaged
 from tfxfer.training.loop import PhaseResult
+from tfxfer.training.lr_finder import LrCurve
 from tfxfer.verification import Retrieval, Verification
 
 
@@ -66,6 +68,7 @@ class Result:
         leaks: Near-identical examples across the parts of the data; of each fold.
         folds: The scores of a cross-validation taken together.
         head: How the head was fitted, where that was not in phases; of the last fold.
+        averages: What averaging weights after training chose, of each model.
     """
 
     task: str
@@ -80,6 +83,7 @@ class Result:
     leaks: tuple[Leaks, ...] = ()
     folds: FoldSummary | None = None
     head: HeadResult | None = None
+    averages: tuple[Averaged, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -119,6 +123,52 @@ class EmbedResult:
     @property
     def passed(self) -> bool:
         """Whether what was exported may be served; features are not checked."""
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as a dict that JSON can hold."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class LrFindResult:
+    """What a run of the learning-rate finder found out.
+
+    Attributes:
+        curve: The losses by rate, and the rates suggested.
+        recommended: The rate to train with.
+        scales: What `--learning_rate` is multiplied with, by stage that trains, as the plan has it.
+        timings: Wall seconds, by part of the run.
+        fingerprints: Hashes of the data and of the backbone.
+        skipped: Examples that were left out because they cannot be used.
+    """
+
+    curve: LrCurve
+    recommended: float
+    scales: Mapping[str, float]
+    timings: Mapping[str, float]
+    fingerprints: Mapping[str, str]
+    skipped: tuple[BadExample, ...] = ()
+
+    @property
+    def meaning(self) -> str:
+        """What the rates are, and what stages train at, in words."""
+        stages, scales = list(self.scales), list(self.scales.values())
+        first, last = stages[0], stages[-1]
+        if len(stages) == 1:
+            span = f"{first} at {scales[0]:.3g}"
+        elif len(set(scales)) == 1:
+            span = f"{len(stages)} stages from {first} to {last} at {scales[0]:.3g}"
+        else:
+            span = (
+                f"{len(stages)} stages from {first} at {scales[0]:.3g} "
+                f"to {last} at {scales[-1]:.3g}"
+            )
+        return f"--learning_rate ({span} times that)"
+
+    @property
+    def passed(self) -> bool:
+        """Whether what was exported may be served; nothing is exported."""
         return True
 
     def to_dict(self) -> dict[str, Any]:

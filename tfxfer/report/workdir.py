@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tfxfer.config import RunConfig
+from tfxfer.config import INVOCATION, RunConfig
 from tfxfer.errors import UserError
 
 CONFIG = "config.json"
@@ -22,8 +23,26 @@ METRICS = "metrics.jsonl"
 SAVED_MODEL = "saved_model"
 KERAS_MODEL = "model.keras"
 EMBEDDINGS = "embeddings"
+LR_CURVE = "lr_find.png"
+CURVES = "curves.png"
+PLAN = "plan.json"
+CHECKPOINTS = "checkpoints"
 
-_ALL = (CONFIG, RESULTS, METRICS, SAVED_MODEL, KERAS_MODEL, EMBEDDINGS)
+_ALL = (
+    CONFIG,
+    RESULTS,
+    METRICS,
+    PLAN,
+    CHECKPOINTS,
+    SAVED_MODEL,
+    KERAS_MODEL,
+    EMBEDDINGS,
+    LR_CURVE,
+    CURVES,
+)
+# What a run that goes on needs of the process that was killed; the rest it makes again.
+_OF_TRAINING = (CONFIG, METRICS, PLAN, CHECKPOINTS)
+_LOCK, _REPLACED = ".lock", ".replaced"
 _PACKAGES = (
     "tfxfer",
     "tensorflow",
@@ -70,15 +89,28 @@ def choose_workdir(config: RunConfig) -> Path:
     finally:
         for folder in reversed(created):
             folder.rmdir()
-    _check_free(path, config.overwrite)
+    if not goes_on(path, config):
+        _check_free(path, config)
     return path
+
+
+def goes_on(path: Path, config: RunConfig) -> bool:
+    """Whether the folder holds an unfinished run of the same settings, which training goes on with.
+
+    Args:
+        path: The folder.
+        config: The settings.
+    """
+    return _is_unfinished(path) and not _changed(path, config)
 
 
 @contextlib.contextmanager
 def run_in(path: Path, config: RunConfig) -> Iterator[None]:
     """Claims the folder of a run, and writes `config.json` with the versions of the packages.
 
-    If the run fails, what it wrote is removed, and the run that it was to replace is put back.
+    If the run fails, what it wrote is removed, and the run that it was to replace is put back. But
+    once it trains, what it wrote stays if it is interrupted or killed, or ends for anything but a
+    mistake of the user's: the same settings go on from there.
 
     Args:
         path: What `choose_workdir` returned.
@@ -87,33 +119,79 @@ def run_in(path: Path, config: RunConfig) -> Iterator[None]:
     Raises:
         UserError: If another run has claimed the folder since.
     """
-    _check_free(path, config.overwrite)
-    created = _make_folders(path)
-    replaced = path / f".replaced-{os.getpid()}"
+    with _removed_if_empty(_make_folders(path)), _locked(path):
+        if goes_on(path, config):
+            for name in set(_present(path)) - set(_OF_TRAINING):
+                _remove(path / name)
+        else:
+            _check_free(path, config)
+            _claim(path, config)
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, UserError) or not (path / CHECKPOINTS).is_dir():
+                _undo(path)
+            elif isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("the same command goes on where it was") from error
+            raise
+        for name in (CHECKPOINTS, _REPLACED):
+            shutil.rmtree(path / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
+    """Removes folders, outermost first, that are of no use after a failure."""
+    try:
+        yield
+    except BaseException:
+        for folder in reversed(folders):
+            with contextlib.suppress(OSError):  # Somebody may have put a file there.
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the folder for this process; the kernel lets go of it when the process ends."""
+    lock = path / _LOCK
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={path} must not hold another run, and one is going on in it",
+                "Name another folder, or wait.",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _claim(path: Path, config: RunConfig) -> None:
+    """Puts another run aside, and writes the settings of this one."""
     for name in _present(path):
-        replaced.mkdir(exist_ok=True)
-        (path / name).rename(replaced / name)
+        (path / _REPLACED).mkdir(exist_ok=True)
+        (path / name).rename(path / _REPLACED / name)
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     settings = {**config.to_dict(), "workdir": str(path), "versions": versions}
-    try:
-        with (path / CONFIG).open("x", encoding="utf-8") as file:
-            file.write(_json(settings))
-        yield
-    except BaseException:
-        for name in _present(path):
-            _remove(path / name)
-        if replaced.is_dir():
-            for old in replaced.iterdir():
-                old.rename(path / old.name)
-            replaced.rmdir()
-        for folder in reversed(created):
-            with contextlib.suppress(OSError):  # Somebody else may have put a file there.
-                folder.rmdir()
-        raise
-    _remove(replaced)
+    unfinished = path / f".unfinished-{CONFIG}"
+    unfinished.write_text(_json(settings), encoding="utf-8")
+    unfinished.replace(path / CONFIG)
+
+
+def _undo(path: Path) -> None:
+    """Removes what a run wrote, and puts back what it replaced."""
+    for name in _present(path):
+        _remove(path / name)
+    replaced = path / _REPLACED
+    if replaced.is_dir():
+        for old in replaced.iterdir():
+            old.rename(path / old.name)
+        replaced.rmdir()
 
 
 def _make_folders(path: Path) -> list[Path]:
@@ -137,14 +215,20 @@ def _present(path: Path) -> list[str]:
     return [name for name in _ALL if os.path.lexists(path / name)]
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
+def _check_free(path: Path, config: RunConfig) -> None:
     found = _present(path)
-    if found and not overwrite:
+    if found and not config.overwrite:
+        if _is_unfinished(path) and (changed := _changed(path, config)):
+            raise UserError(
+                f"--workdir={path} must not hold another run, and has an unfinished one "
+                f"with {changed}",
+                "Give the same settings to go on with it, or replace it with --overwrite.",
+            )
         raise UserError(
             f"--workdir={path} must not hold another run, and has {', '.join(found)}",
             "Name another folder, or replace the run with --overwrite.",
         )
-    if found and not _is_run(path):
+    if found and _settings(path) is None:
         raise UserError(
             f"--workdir={path} must hold a run for --overwrite, and its {', '.join(found)} "
             "is of something else",
@@ -152,11 +236,28 @@ def _check_free(path: Path, overwrite: bool) -> None:
         )
 
 
-def _is_run(path: Path) -> bool:
+def _settings(path: Path) -> dict[str, Any] | None:
+    """Returns the settings of the run in a folder; `None` if there is none."""
     try:
-        return "tfxfer" in json.loads((path / CONFIG).read_text(encoding="utf-8"))["versions"]
+        settings = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        return settings if "tfxfer" in settings["versions"] else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
+
+
+def _is_unfinished(path: Path) -> bool:
+    settings = _settings(path)
+    resumable = settings is not None and settings.get("mode") == "finetune"
+    return resumable and not (path / RESULTS).exists()
+
+
+def _changed(path: Path, config: RunConfig) -> str:
+    """Names the first setting that differs from those of the run in a folder."""
+    held, given = _settings(path) or {}, config.to_dict()
+    for name in given:
+        if name not in INVOCATION and held.get(name) != given[name]:
+            return f"--{name}={held.get(name)}, not {given[name]}"
+    return ""
 
 
 def _remove(path: Path) -> None:

@@ -10,7 +10,7 @@ from tfxfer.plan import Phase
 
 
 class MetricsLog(keras.callbacks.Callback):
-    """Appends one JSON line an epoch: phase, epoch from 1, Keras' logs, rate, seconds.
+    """Appends one JSON line an epoch: phase, epoch from 1, losses, metrics, rate, seconds.
 
     Args:
         path: File to append to.
@@ -25,6 +25,24 @@ class MetricsLog(keras.callbacks.Callback):
         self._named = {"model": model} if model else {}
         self._start = 0.0
 
+    def on_train_begin(self, logs=None):
+        """Drops lines of epochs that a killed process wrote after its last checkpoint."""
+        first = self.params.get("initial_epoch", 0)
+        if not self._path.is_file():
+            return
+
+        def stands(line: dict) -> bool:
+            other = line.get("model") != self._named.get("model")
+            return other or line["phase"] != self._phase.name or line["epoch"] <= first
+
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # Of a line that is not whole the process was killed in the middle.
+        kept = [line for line in lines if line.endswith("\n") and stands(json.loads(line))]
+        if kept != lines:
+            unfinished = self._path.with_suffix(".unfinished")
+            unfinished.write_text("".join(kept), encoding="utf-8")
+            unfinished.replace(self._path)
+
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock."""
         self._start = time.perf_counter()
@@ -36,7 +54,6 @@ class MetricsLog(keras.callbacks.Callback):
             "phase": self._phase.name,
             "epoch": epoch + 1,
             **{name: float(value) for name, value in (logs or {}).items()},
-            "learning_rate": self._phase.learning_rate,
             "seconds": round(time.perf_counter() - self._start, 3),
         }
         with self._path.open("a", encoding="utf-8") as file:

@@ -1,47 +1,31 @@
-"""The phase loop: set what trains, compile, fit, and prove that nothing else moved."""
+"""The phase loop: set what trains, compile, train, and prove that nothing else moved."""
 
 import hashlib
-import time
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from tfxfer.backbones import HEAD
 from tfxfer.errors import UserError
 from tfxfer.evaluate import predict
 from tfxfer.models import FineTuner
+from tfxfer.models.step import StepModel
 from tfxfer.plan import Phase, check_plan
+from tfxfer.training.checkpoints import Checkpoints, State
+from tfxfer.training.epochs import Batches, Data, Epochs, Standing, Timer
+from tfxfer.training.moving_average import MovingAverage
 from tfxfer.training.objective import Objective
+from tfxfer.training.schedules import factor
+from tfxfer.training.settings import Settings
 
+__all__ = ["Batches", "Data", "PhaseResult", "Settings", "train"]
 
-class Batches(Protocol):
-    """What is trained on: batches `(x, y)` or `(x, y, weight)`, epoch after epoch."""
-
-    @property
-    def steps(self) -> int:
-        """Batches in an epoch."""
-        ...
-
-    def epochs(self, first: int = 0) -> tf.data.Dataset:
-        """Returns epoch `first` and all that come after it, without end."""
-        ...
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a model is trained and validated on.
-
-    Attributes:
-        train: Training batches.
-        validation: Batches `(x, y)` of validation; `None` if phases run to their last epoch.
-    """
-
-    train: Batches
-    validation: tf.data.Dataset | None
+START = "start"
+"""Name of the weights that training started from."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +35,9 @@ class PhaseResult:
     Attributes:
         name: Of the phase.
         epochs: Epochs run.
-        best_epoch: The epoch, from 1, whose weights were kept.
+        best_epoch: The epoch, from 1, whose weights were kept; 0 if the head was solved.
+        loss: Training loss of that epoch, the mean over its steps; `None` if it was solved.
+        train_metric: The metric on the training batches of that epoch, as they were learned.
         val_loss: Validation loss of that epoch; `None` without validation, as `val_metric`.
         metric: Name of what `val_metric` is, such as `accuracy`.
         val_metric: That metric on validation, after that epoch.
@@ -63,6 +49,8 @@ class PhaseResult:
     name: str
     epochs: int
     best_epoch: int
+    loss: float | None
+    train_metric: float | None
     val_loss: float | None
     metric: str
     val_metric: float | None
@@ -77,13 +65,15 @@ def train(
     data: Data,
     objective: Objective,
     *,
-    features: Data | None = None,
-    patience: int = 3,
+    settings: Settings | None = None,
+    shortcut: Callable[[Phase], tuple[StepModel, Data] | None] = lambda phase: None,
+    solve_head: Callable[[FineTuner], None] | None = None,
+    checkpoints: Checkpoints | None = None,
     on_phase: Callable[[Phase], None] = lambda phase: None,
     callbacks: Callable[[Phase], Sequence[keras.callbacks.Callback]] = lambda phase: (),
     verbose: int = 0,
 ) -> tuple[PhaseResult, ...]:
-    """Trains a model phase by phase with Adam and early stopping.
+    """Trains a model phase by phase, with early stopping.
 
     One optimizer serves all phases, so its moments persist. A phase stops when the validation
     loss has not improved for `patience` epochs, and leaves the weights of its best epoch. It is
@@ -91,15 +81,21 @@ def train(
     examples differ, in the mean, by more than the standard error of that mean. Without validation
     every phase runs to its last epoch, and stands.
 
+    Each replica takes its share of a batch, and runs the model's own `train_step`; with one
+    device and one phase this is what Keras' `fit` does, to the bit.
+
     Args:
         model: A fine-tuner whose output is logits or numbers, `[batch, units]`.
         plan: The phases, in order.
         data: Images and labels; validation chooses the epoch.
         objective: What training makes small.
-        features: What the frozen backbone makes of `data`: phases that train the head alone
-            train it on these, and do not run the backbone.
-        patience: Epochs without improvement before a phase stops, at least 1.
-        on_phase: Called as a phase begins.
+        settings: How steps are taken; as usual if `None`.
+        shortcut: Gives a model that shares the weights that a phase trains, and data for it, such
+            as the outputs of frozen stages; the phase then trains that.
+        solve_head: Solves the head for phases that ask for it.
+        checkpoints: Where the state is kept, and found if the process was killed; in memory of
+            this process alone if `None`.
+        on_phase: Called as a phase begins, or goes on.
         callbacks: Gives further Keras callbacks for a phase.
         verbose: Keras' own: 0 silent, 1 progress bars, 2 one line an epoch.
 
@@ -112,80 +108,251 @@ def train(
         RuntimeError: If a phase moved a frozen weight.
     """
     check_plan(plan, model.stage_names, whole=False)
-    scope = model.distribute_strategy.scope
-    model.unfreeze(model.stage_names)
-    with scope():
-        optimizer = keras.optimizers.Adam(plan[0].learning_rate)
-        optimizer.build(model.trainable_variables)
-        head = _head_alone(model) if features is not None else None
-    results, done = [], 0
-    best_losses = None
-    for phase in plan:
-        start = time.perf_counter()
-        on_phase(phase)
-        model.unfreeze(phase.stages)
-        optimizer.learning_rate = phase.learning_rate
-        trained, seen = model, data
-        if features is not None and head is not None and phase.stages == (HEAD,):
-            trained, seen = head, features
-        with scope():
-            trained.compile(optimizer=optimizer, loss=objective.loss(), metrics=objective.metrics())
-        before, weights = _digests(model), model.get_weights()
-        history = trained.fit(
-            seen.train.epochs(done),
-            steps_per_epoch=seen.train.steps,
-            validation_data=seen.validation,
-            epochs=phase.epochs,
-            shuffle=False,  # The dataset shuffles.
-            verbose=verbose,
-            callbacks=[*_stopping(seen, patience), *callbacks(phase)],
-        ).history
-        _check_finite(phase, history)
-        done += len(history["loss"])
-        unmoved = _unmoved(phase, model, before)
-        kept, best = True, len(history["loss"]) - 1
-        if seen.validation is not None:
-            best = int(np.argmin(history["val_loss"]))
-            losses = objective.example_losses(*predict(trained, seen.validation))
-            kept = best_losses is None or not _worse(losses, best_losses)
-            if not kept:
-                model.set_weights(weights)
-            if best_losses is None or losses.mean() < best_losses.mean():
-                best_losses = losses
-        results.append(
+    with tempfile.TemporaryDirectory(prefix="tfxfer-") as folder:
+        checkpoints = checkpoints or Checkpoints(Path(folder) / "run", {}, seconds=np.inf)
+        if (done := checkpoints.finished()) is not None:
+            model.set_weights(checkpoints.read_weights("final"))
+            results = _results(done)
+        else:
+            training = _Training(
+                model, data, objective, settings or Settings(), checkpoints, on_phase
+            )
+            results = training.run(plan, shortcut, solve_head, callbacks, verbose)
+            top = [name for _, name in training.state["top"]]
+            checkpoints.finish(model, {"results": [asdict(each) for each in results], "top": top})
+    # So that what is evaluated and saved is the whole model. Moments would be of no use to others,
+    # and make a file three times as large.
+    with model.distribute_strategy.scope():
+        model.compile(
+            keras.optimizers.SGD(max(plan[-1].rates)),
+            loss=objective.loss(),
+            metrics=objective.metrics(),
+        )
+    return results
+
+
+class _Training:
+    """The state of all phases: weights, optimizer, and the losses of the best phase."""
+
+    def __init__(
+        self,
+        model: FineTuner,
+        data: Data,
+        objective: Objective,
+        settings: Settings,
+        checkpoints: Checkpoints,
+        on_phase: Callable[[Phase], None],
+    ):
+        self._model, self._data, self._objective = model, data, objective
+        self._settings, self._checkpoints, self._on_phase = settings, checkpoints, on_phase
+        self._strategy = model.distribute_strategy
+        self.state = checkpoints.state() or {
+            "results": [],
+            "kept": START,
+            "losses": None,
+            "epochs": 0,
+            "top": [],
+            "phase": None,
+        }
+        if not checkpoints.has_weights(START):
+            checkpoints.write_weights(START, model)
+        self._rates, self._optimizer = settings.make_optimizer(model)
+        self._toward = settings.starts(model, checkpoints.read_weights(START))
+        if checkpoints.state() is not None:
+            checkpoints.restore(self._variables())
+
+    def run(self, plan, shortcut, solve_head, callbacks, verbose) -> tuple[PhaseResult, ...]:
+        for number, phase in enumerate(plan):
+            if number < len(self.state["results"]):
+                continue
+            self._on_phase(phase)
+            self._model.unfreeze(phase.stages, phase.bn)
+            if phase.solved:
+                self._solve(phase, number, solve_head)
+            else:
+                self._train(phase, number, shortcut(phase), callbacks(phase), verbose)
+            self._checkpoints.write(self._variables(), self.state)
+        return _results(self.state)
+
+    def _train(
+        self,
+        phase: Phase,
+        number: int,
+        shorter: tuple[StepModel, Data] | None,
+        callbacks: Sequence[keras.callbacks.Callback],
+        verbose: int,
+    ) -> None:
+        trained, data = shorter or (self._model, self._data)
+        held = self.state["phase"] or {"standing": None, "digests": None, "seconds": 0.0}
+        timer, standing = Timer(held["seconds"]), Standing.of(held["standing"])
+        digests = held["digests"] or _digests(self._model)
+        steps = phase.steps or phase.epochs * data.train.steps
+        self._settings.compile(trained, self._optimizer, self._objective, self._toward)
+        with self._strategy.scope():
+            average = None
+            if self._settings.ema:
+                average = MovingAverage(_moving(self._model), self._settings.ema)
+        self._rates.rates = dict(zip(phase.stages, phase.rates, strict=True))
+        set_to = 0.0
+
+        def set_rate(step: int) -> None:
+            nonlocal set_to
+            wanted = factor(phase, step, steps)
+            if wanted != set_to:
+                self._rates.factor.assign(wanted)
+                set_to = wanted
+
+        def variables() -> dict[str, Any]:
+            metrics = [variable for each in trained.metrics for variable in each.variables]
+            moving = [] if average is None else [*average.averages, average.steps]
+            return {**self._variables(), "metrics": metrics, "average": moving}
+
+        def state(standing: Standing) -> State:
+            running = {
+                "standing": standing.to_state(),
+                "digests": digests,
+                "seconds": timer.seconds,
+            }
+            return {**self.state, "phase": running}
+
+        def checkpoint(standing: Standing) -> None:
+            if self._checkpoints.due:
+                self._checkpoints.write(variables(), state(standing))
+
+        epochs = Epochs(
+            model=trained,
+            data=data,
+            objective=self._objective,
+            first=self.state["epochs"],
+            steps=steps,
+            patience=phase.patience,
+            average=average,
+            jit=self._settings.jit,
+            before_step=set_rate,
+            rate=lambda step: max(phase.rates) * factor(phase, step, steps),
+            keep=lambda standing, best: self._keep(number, standing, best),
+            checkpoint=checkpoint,
+        )
+        step = epochs.trace(self._strategy)
+        if held["standing"] is not None:
+            self._checkpoints.restore(variables())
+        standing = epochs.run(step, self._strategy, standing, callbacks, verbose)
+        _check_finite(phase, standing.history)
+        unmoved = _unmoved(phase, self._model, digests)
+        self._model.set_weights(self._checkpoints.read_weights(of_phase(number)))
+        history, best = standing.history, standing.best
+        self._end(
+            number,
+            standing.losses,
             PhaseResult(
                 name=phase.name,
-                epochs=len(history["loss"]),
+                epochs=standing.epoch,
                 best_epoch=best + 1,
+                loss=_at(history, "loss", best),
+                train_metric=_at(history, self._objective.metric, best),
                 val_loss=_at(history, "val_loss", best),
-                metric=objective.metric,
-                val_metric=_at(history, f"val_{objective.metric}", best),
+                metric=self._objective.metric,
+                val_metric=_at(history, f"val_{self._objective.metric}", best),
                 unmoved=unmoved,
-                kept=kept,
-                seconds=time.perf_counter() - start,
+                kept=self._stands(standing.losses),
+                seconds=timer.seconds,
+            ),
+        )
+
+    def _solve(
+        self, phase: Phase, number: int, solve_head: Callable[[FineTuner], None] | None
+    ) -> None:
+        if solve_head is None:
+            raise ValueError(
+                f"Phase {phase.name!r} expected a way to solve the head, received none."
             )
+        timer, digests = Timer(), _digests(self._model)
+        solve_head(self._model)
+        unmoved = _unmoved(phase, self._model, digests)
+        losses, val_metric = None, None
+        if self._data.validation is not None:
+            outputs, y = predict(self._model, self._data.validation)
+            losses = self._objective.example_losses(outputs, y)
+            val_metric = self._objective.measure(outputs, y)
+        self._checkpoints.write_weights(of_phase(number), self._model)
+        self._end(
+            number,
+            losses,
+            PhaseResult(
+                name=phase.name,
+                epochs=0,
+                best_epoch=0,
+                loss=None,
+                train_metric=None,
+                val_loss=None if losses is None else float(losses.mean()),
+                metric=self._objective.metric,
+                val_metric=val_metric,
+                unmoved=unmoved,
+                kept=self._stands(losses),
+                seconds=timer.seconds,
+            ),
         )
-    # So that what is evaluated and saved is the whole model, compiled with what it was trained by.
-    if features is not None and plan[-1].stages == (HEAD,):
-        with scope():
-            model.compile(optimizer=optimizer, loss=objective.loss(), metrics=objective.metrics())
-    return tuple(results)
+
+    def _end(self, number: int, losses: np.ndarray | None, result: PhaseResult) -> None:
+        """Lets a phase stand, or undoes it."""
+        before, best = self.state["kept"], self.state["losses"]
+        if result.kept:
+            self.state["kept"] = of_phase(number)
+        else:
+            self._model.set_weights(self._checkpoints.read_weights(before))
+        if losses is not None and (best is None or losses.mean() < np.mean(best)):
+            self.state["losses"] = losses.tolist()
+        self.state["results"].append(asdict(result))
+        self.state["epochs"] += result.epochs
+        self.state["phase"] = None
+
+    def _stands(self, losses: np.ndarray | None) -> bool:
+        best = self.state["losses"]
+        return losses is None or best is None or not _worse(losses, np.array(best))
+
+    def _keep(self, number: int, standing: Standing, best: bool) -> None:
+        """Writes the weights of an epoch, if they may be wanted again."""
+        if best:
+            self._checkpoints.write_weights(of_phase(number), self._model)
+        if not (self._settings.keep_epochs and "val_loss" in standing.history):
+            return
+        name = f"{of_phase(number)}-epoch-{standing.epoch}"
+        ranked: list[Any] = sorted([*self.state["top"], [standing.history["val_loss"][-1], name]])
+        kept, dropped = ranked[: self._settings.keep_epochs], ranked[self._settings.keep_epochs :]
+        if name in [each for _, each in kept]:
+            self._checkpoints.write_weights(name, self._model)
+        for _, each in dropped:
+            self._checkpoints.remove_weights(each)
+        self.state["top"] = kept
+
+    def _variables(self) -> dict[str, Any]:
+        """Returns all that a step changes, but for metrics and moving averages."""
+        metrics = {id(variable) for each in self._model.metrics for variable in each.variables}
+        return {
+            "model": [each for each in self._model.variables if id(each) not in metrics],
+            "optimizer": list(self._optimizer.variables),
+        }
 
 
-def _head_alone(model: FineTuner) -> keras.Model:
-    """Returns a model from features to outputs that shares the head's weights."""
-    features = keras.Input((model.backbone.units,))
-    return keras.Model(features, model.head(features))
+def of_phase(number: int) -> str:
+    """Names the weights that a phase left, counted from 0."""
+    return f"phase-{number + 1}"
 
 
-def _stopping(data: Data, patience: int) -> list[keras.callbacks.Callback]:
-    stopping = [keras.callbacks.TerminateOnNaN()]
-    if data.validation is not None:
-        stopping.insert(
-            0,
-            keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True),
-        )
-    return stopping
+def _results(state: State) -> tuple[PhaseResult, ...]:
+    return tuple(
+        PhaseResult(**{**each, "unmoved": tuple(each["unmoved"])}) for each in state["results"]
+    )
+
+
+def _moving(model: FineTuner) -> list[keras.Variable]:
+    """Returns the weights that a phase may move, statistics of batch normalization too."""
+    return [
+        weight
+        for stage in model.stages
+        if any(each.trainable for each in stage.learned) or stage.bn == "train"
+        for weight in stage.weights
+    ]
 
 
 def _check_finite(phase: Phase, history: dict[str, list[float]]) -> None:
@@ -193,7 +360,7 @@ def _check_finite(phase: Phase, history: dict[str, list[float]]) -> None:
         raise UserError(
             f"Phase {phase.name!r} must have a finite loss, and it is "
             f"{history['loss'][-1]} in epoch {len(history['loss'])}",
-            f"Choose a learning rate below {phase.learning_rate:g}.",
+            f"Choose a learning rate below {max(phase.rates):g}.",
         )
 
 
@@ -209,18 +376,18 @@ def _worse(losses: np.ndarray, before: np.ndarray) -> bool:
     return bool(grown.mean() > grown.std(ddof=1) / np.sqrt(len(grown)))
 
 
-def _digests(model: FineTuner) -> dict[str, list[bytes]]:
+def _digests(model: FineTuner) -> dict[str, list[str]]:
     """Hashes each weight, by stage: what a phase moved shows without a copy of the model."""
     return {
         stage.name: [
-            hashlib.blake2b(np.asarray(weight.numpy()).tobytes(), digest_size=16).digest()
+            hashlib.blake2b(np.asarray(weight.numpy()).tobytes(), digest_size=16).hexdigest()
             for weight in stage.weights
         ]
         for stage in model.stages
     }
 
 
-def _unmoved(phase: Phase, model: FineTuner, before: dict[str, list[bytes]]) -> tuple[str, ...]:
+def _unmoved(phase: Phase, model: FineTuner, before: dict[str, list[str]]) -> tuple[str, ...]:
     """Compares weights with what the phase declared to train, bit by bit."""
     after = _digests(model)
     unmoved = []
@@ -228,15 +395,18 @@ def _unmoved(phase: Phase, model: FineTuner, before: dict[str, list[bytes]]) -> 
         pairs = zip(stage.weights, before[stage.name], after[stage.name], strict=True)
         moved = [weight for weight, old, new in pairs if old != new]
         held = {id(weight) for weight in stage.held}
-        if stage.name not in phase.stages and (broken := [w for w in moved if id(w) in held]):
+        frozen = held if stage.name not in phase.stages else {id(each) for each in stage.fixed}
+        if broken := [weight for weight in moved if id(weight) in frozen]:
             raise RuntimeError(
                 f"Phase {phase.name!r} freezes stage {stage.name!r}, and {broken[0].path} moved."
+                if frozen is held
+                else f"Phase {phase.name!r} fixes {broken[0].path}, and it moved."
             )
         if stage.name in phase.stages and not any(weight.trainable for weight in moved):
             unmoved.append(stage.name)
     if set(unmoved) == set(phase.stages):
         raise UserError(
-            f"Phase {phase.name!r} trains at rate {phase.learning_rate:g}, and no weight moved",
+            f"Phase {phase.name!r} trains at rate {max(phase.rates):g}, and no weight moved",
             "Choose a larger learning rate.",
         )
     return tuple(unmoved)

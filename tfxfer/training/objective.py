@@ -18,11 +18,14 @@ class Objective:
         task: What the model learns.
         soft: Whether labels of one class come as shares of each, `[batch, classes]`.
         spread: Standard deviation of each target of a regression.
+        label_smoothing: Share of each label that training spreads over all classes (Szegedy et al.
+            2016, section 7); of one class it needs `soft`.
     """
 
     task: Task
     soft: bool = False
     spread: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
 
     @property
     def metric(self) -> str:
@@ -37,36 +40,54 @@ class Objective:
         if self.task.kind == REGRESSION:
             return ScaledMeanSquaredError(self.spread)
         if self.task.kind == MULTI_LABEL:
-            return keras.losses.BinaryCrossentropy(from_logits=True)
+            return keras.losses.BinaryCrossentropy(
+                from_logits=True, label_smoothing=self.label_smoothing
+            )
         if self.soft:
-            return keras.losses.CategoricalCrossentropy(from_logits=True)
+            return keras.losses.CategoricalCrossentropy(
+                from_logits=True, label_smoothing=self.label_smoothing
+            )
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def example_losses(self, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Returns the same loss of each example, float64 `[examples]`."""
+        """Returns the same loss of each example, float64 `[examples]`; labels are not smoothed."""
         scale = self.spread or 1.0
         return example_losses(self.task, outputs / scale, y / scale if self.spread else y)
 
+    def measure(self, outputs: np.ndarray, y: np.ndarray) -> float:
+        """Returns `metric` over all examples."""
+        if self.task.kind == REGRESSION:
+            return float(np.sqrt(np.mean((outputs - y) ** 2)))
+        if self.task.kind == MULTI_LABEL:
+            return float(np.mean((outputs > 0) == (y > 0.5)))
+        classes = y if y.ndim == 1 else np.argmax(y, axis=-1)
+        return float(np.mean(np.argmax(outputs, axis=-1) == classes))
+
     def metrics(self) -> list:
-        """Returns new metrics, unweighted."""
+        """Returns new metrics, unweighted, with their variables: call it in a strategy's scope."""
         if self.task.kind == REGRESSION:
             return [keras.metrics.RootMeanSquaredError(name=self.metric)]
         if self.task.kind == MULTI_LABEL:
             # Logits, so that even odds are 0.
             return [keras.metrics.BinaryAccuracy(name=self.metric, threshold=0.0)]
-        return [self.metric]
+        if self.soft:
+            return [keras.metrics.CategoricalAccuracy(name=self.metric)]
+        return [keras.metrics.SparseCategoricalAccuracy(name=self.metric)]
 
 
-def objective(task: Task, train_labels: np.ndarray, *, soft: bool = False) -> Objective:
+def objective(
+    task: Task, train_labels: np.ndarray, *, soft: bool = False, label_smoothing: float = 0.0
+) -> Objective:
     """Returns the objective of a task.
 
     Args:
         task: What the model learns.
         train_labels: `y` of the training examples.
         soft: Whether labels of one class come as shares of each, as mixed images have them.
+        label_smoothing: In [0, 1); a regression has none.
     """
     if task.kind != REGRESSION:
-        return Objective(task, soft)
+        return Objective(task, soft, label_smoothing=label_smoothing)
     _, spread = target_scale(train_labels)
     return Objective(task, spread=tuple(map(float, spread)))
 

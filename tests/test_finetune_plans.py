@@ -1,0 +1,213 @@
+"""`--mode=finetune` with every plan, rule, adapter and average, on a small Keras network."""
+
+import json
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+import tfxfer
+from tests.memory import Memory
+from tfxfer.errors import UserError
+from tfxfer.methods.tuner import training_settings
+from tfxfer.plan import Plan
+from tfxfer.rules import BitRule
+from tfxfer.task import REGRESSION, Task
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFXFER_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> str:
+    """Three blocks, one with batch normalization, that know nothing yet."""
+    keras.utils.set_random_seed(1)
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Rescaling(1 / 127.5, -1),
+            keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="block1_conv"),
+            keras.layers.Conv2D(12, 3, strides=2, activation="relu", name="block2_conv"),
+            keras.layers.BatchNormalization(momentum=0.8, name="block2_bn"),
+            keras.layers.Conv2D(16, 2, activation="relu", name="block3_conv"),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    path = tmp_path_factory.mktemp("network") / "small.keras"
+    network.save(path)
+    return str(path)
+
+
+class Bright(Memory):
+    """Dark images and bright ones, in noise."""
+
+    def image(self, row):
+        rng = np.random.default_rng(row)
+        label = np.ravel(self._labels["train"][row % len(self._labels["train"])])[0]
+        image = 60 + 120 * label + rng.normal(0, 15, (8, 8))
+        return np.clip(image, 0, 255).astype(np.uint8)[..., None]
+
+
+@pytest.fixture
+def source() -> Bright:
+    return Bright(side=8, train=60, test=20)
+
+
+@pytest.fixture
+def finetune(source, network, tmp_path):
+    def run(source=source, **settings):
+        settings = {"backbone": network, "epochs": 2, "batch_size": 16, **settings}
+        workdir = str(tmp_path / "run")
+        result = tfxfer.finetune(source, workdir=workdir, overwrite=True, **settings)
+        assert result is not None
+        assert result.passed
+        return result
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("plan", "phases"),
+    [
+        ("gradual", ["head", "+block3", "+block2", "+block1"]),
+        ("lp_ft", ["head", "all"]),
+        ("full", ["all"]),
+        ("head", ["head"]),
+        ("last_k(k=2)", ["head", "+block2"]),
+        ("surgical(stages=block1|block3)", ["head", "+block1+block3"]),
+        ("fastai", ["head", "all"]),
+    ],
+)
+def test_every_plan_runs_and_is_written(finetune, tmp_path, plan, phases):
+    result = finetune(plan=plan)
+    assert [phase.name for phase in result.phases] == phases
+    written = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert [phase["name"] for phase in written["phases"]] == phases
+    again = finetune(plan=str(tmp_path / "run" / "plan.json"))
+    assert again.metrics == result.metrics, "what was written is what was done"
+
+
+def test_the_head_of_lp_ft_is_that_of_extraction(source, network, finetune, tmp_path):
+    solved, _ = finetune(plan="lp_ft").phases
+    extracted = tfxfer.extract(source, backbone=network, workdir=str(tmp_path / "extract"))
+    assert extracted is not None
+    assert solved.val_loss == pytest.approx(extracted.metrics["validation"].loss, rel=1e-3)
+    assert (solved.epochs, solved.best_epoch, solved.loss) == (0, 0, None)
+
+
+def test_the_head_of_a_regression_is_solved_too(finetune):
+    y = np.linspace(0, 1, 60, dtype=np.float32)[:, None]
+    source = Bright(Task(REGRESSION, ("level",)), side=8, train=y, test=y[::3])
+    solved, _ = finetune(source, plan="lp_ft").phases
+    assert solved.val_metric < 0.1
+
+
+def test_surgical_chooses_a_stage(finetune):
+    _, other = finetune(plan="surgical").phases
+    assert other.name in ("+block1", "+block2", "+block3")
+
+
+def test_the_rule_of_bit_sets_everything(finetune, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfxfer.rules._SMALL", 10)  # So that mixup is on; 500 steps would be long.
+    whole = BitRule.plan
+
+    def short(rule: BitRule, stages) -> Plan:
+        (phase,) = whole(rule, stages).phases
+        return Plan((replace(phase, steps=4),))
+
+    monkeypatch.setattr(BitRule, "plan", short)
+    seen = {}
+
+    def settings_of(config):
+        seen.update(config.to_dict())
+        return training_settings(config)
+
+    monkeypatch.setattr("tfxfer.methods.finetune.training_settings", settings_of)
+    (phase,) = finetune(rule="bit", epochs=0, batch_size=32).phases
+    expected = {"optimizer": "sgd", "mix": "mixup", "augment": "light", "batch_size": 60}
+    assert {name: seen[name] for name in expected} == expected
+    assert phase.epochs == 4, "exactly 4 steps of one batch"
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["optimizer"] == "adam", "what was asked for"
+
+
+def test_the_rule_suffers_no_other(finetune):
+    with pytest.raises(UserError, match="sets plan itself"):
+        finetune(rule="bit", plan="full", epochs=0, batch_size=32)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"adapt": "lora", "lora_rank": 2},
+        {"adapt": "bitfit"},
+        {"average": "wise_ft"},
+        {"average": "soup"},
+        {"ema": 0.9, "clip_norm": 1.0, "accumulate": 2},
+        {"l2_sp": 0.01, "weight_decay": 0.01, "layer_decay": 0.5},
+        {"label_smoothing": 0.1, "dropout": 0.2, "schedule": "cosine", "warmup": 0.1},
+        {"schedule": "step", "optimizer": "sgd", "learning_rate": 0.1},
+        {"schedule": "one_cycle", "boundary_cache": "on"},
+        {"precision": "mixed_bfloat16"},
+        {"precision": "mixed_float16", "clip_norm": 1.0},
+        {"mix": "mixup", "augment": "light"},
+        {"augment": "light", "views": 2, "boundary_cache": "on"},
+        {"jit": True, "plan": "full", "schedule": "cosine"},
+        {"folds": 2, "adapt": "lora", "average": "none"},
+        {"folds": 2, "average": "soup", "plan": "last_k(k=1)"},
+    ],
+    ids=lambda settings: " ".join(f"{k}={v}" for k, v in settings.items()),
+)
+def test_every_way_to_take_steps_runs(finetune, settings, tmp_path):
+    result = finetune(**settings)
+    assert all(phase.epochs for phase in result.phases)
+    assert len(result.averages) == (settings.get("average", "none") != "none") * max(
+        1, settings.get("folds", 0)
+    )
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
+def test_an_average_is_never_worse_on_validation(finetune):
+    for kind in ("wise_ft", "soup"):
+        result = finetune(average=kind, plan="full", learning_rate=3e-2)
+        (averaged,) = result.averages
+        (phase,) = result.phases
+        assert averaged.val_loss <= phase.val_loss + 1e-6
+        assert result.metrics["validation"].loss == pytest.approx(averaged.val_loss, rel=1e-4)
+
+
+def test_what_is_cached_changes_nothing(finetune, tmp_path):
+    def trained(cache):
+        finetune(boundary_cache=cache, schedule="cosine", plan="last_k(k=1)")
+        return tfxfer.load_model(tmp_path / "run" / "model.keras").get_weights()
+
+    for ours, theirs in zip(trained("on"), trained("off"), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"plan": "gradul"}, "gradual"),
+        ({"plan": "last_k(k=9)"}, "k from 1 to 3"),
+        ({"plan": "surgical(stages=block9)"}, "no stage 'block9'"),
+        ({"average": "soup", "adapt": "lora"}, "not linear"),
+        ({"l2_sp": 0.1, "adapt": "lora"}, "pulls weights"),
+        ({"lora_rank": 4}, "--adapt=lora"),
+        ({"accumulate": 64}, "at most --batch_size=16"),
+        ({"layer_decay": 0.0}, r"in \(0, 1\]"),
+        ({"warmup": 1.0}, r"in \[0, 1\)"),
+        ({"ema": float("nan")}, r"in \[0, 1\)"),
+    ],
+)
+def test_mistakes_are_told(finetune, settings, says):
+    with pytest.raises(UserError, match=says):
+        finetune(**settings)
+
+
+def test_what_others_do_not_heed_is_refused(source):
+    with pytest.raises(UserError, match="trains none"):
+        tfxfer.extract(source, plan="full")

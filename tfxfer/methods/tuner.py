@@ -1,0 +1,244 @@
+"""From a config to a fine-tuner, its plan, and how it takes steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from tfxfer import heads
+from tfxfer.backbones import ImageContract
+from tfxfer.backbones.adapters import adapt
+from tfxfer.config import RunConfig
+from tfxfer.data.base import IMAGE, DataInfo
+from tfxfer.data.parts import Part
+from tfxfer.data.pipeline import batches, train_batches
+from tfxfer.errors import UserError
+from tfxfer.features import Features, covering, extract
+from tfxfer.methods.opening import Opened
+from tfxfer.models import FineTuner
+from tfxfer.plan import (
+    Plan,
+    is_file,
+    leaves_choice,
+    make_plan,
+    with_layer_decay,
+    with_patience,
+    with_schedule,
+)
+from tfxfer.rules import bit
+from tfxfer.task import REGRESSION, SINGLE_LABEL
+from tfxfer.training.epochs import Batches
+from tfxfer.training.gradient_norms import relative_gradient_norms, surgical_choice
+from tfxfer.training.objective import Objective, objective
+from tfxfer.training.settings import Settings
+
+_EPOCHS = 8
+_RULED = (
+    "plan",
+    "layer_decay",
+    "schedule",
+    "warmup",
+    "optimizer",
+    "learning_rate",
+    "epochs",
+    "batch_size",
+    "mix",
+    "augment",
+)
+_LOOKED_AT = 8  # Batches that choose the stages of `surgical`.
+_SOUP = 5  # Epochs whose weights are candidates for a soup.
+
+
+def ruled(config: RunConfig, data: DataInfo) -> RunConfig:
+    """Sets what `--rule` leaves open: batch size, optimizer, mixture, and the size of the images.
+
+    Args:
+        config: The settings.
+        data: How many examples there are, and of which size.
+
+    Returns:
+        The settings, as they are if there is no rule.
+
+    Raises:
+        UserError: If a setting that the rule sets is given too.
+    """
+    if config.rule == "none":
+        return config
+    for name in _RULED:
+        if getattr(config, name) != RunConfig.__dataclass_fields__[name].default:
+            raise UserError(
+                f"--rule={config.rule} sets {name} itself", f"Leave --{name} or --rule out."
+            )
+    rule = bit(_examples(config, data), _size(data))
+    open_size = not config.image_size and config.backbone.startswith("keras:")
+    # Only images have a size, and only some networks leave it open.
+    return config.replace(
+        optimizer=rule.optimizer,
+        learning_rate=rule.learning_rate,
+        batch_size=rule.batch_size,
+        augment="light" if data.inputs == IMAGE else "none",
+        mix="mixup" if rule.mixup and data.inputs == IMAGE else "none",
+        image_size=str(rule.crop) if open_size else config.image_size,
+    )
+
+
+def _examples(config: RunConfig, data: DataInfo) -> int:
+    given = max(data.examples.values())
+    return min(given, config.max_examples) if config.max_examples else given
+
+
+def _size(data: DataInfo) -> tuple[int, int] | None:
+    height, width = data.shape[:2] if data.inputs == IMAGE else (None, None)
+    return (height, width) if height and width else None
+
+
+def new_model(shared: Opened, train: Part) -> FineTuner:
+    """Puts a new head on the backbone, of which the stages and the weights that may train are set.
+
+    Args:
+        shared: Data and backbone; the backbone holds no low-rank additions yet.
+        train: Training examples.
+    """
+    config = shared.config
+    with shared.strategy.scope():
+        adapt(shared.backbone, config.adapt, config.lora_rank)
+        head = heads.linear(shared.task, train.labels, config.dropout)
+        model = FineTuner(shared.backbone, head)
+        if config.rule == "bit":  # Its head starts at zero.
+            model.head.set_weights([np.zeros_like(each) for each in model.head.get_weights()])
+    return model
+
+
+def plan_of(shared: Opened, model: FineTuner) -> Plan:
+    """Returns the plan that a config asks for.
+
+    Args:
+        shared: Data and backbone.
+        model: What is to be trained; it stays as it is.
+
+    Raises:
+        UserError: If the plan does not fit the model.
+    """
+    config, stages = shared.config, model.stage_names
+    if config.rule == "bit":
+        train = shared.data.splits[0].train
+        return bit(train.examples, _size(shared.data.source.info)).plan(stages)
+    chosen: Sequence[str] = ()
+    if leaves_choice(config.plan):
+        chosen = _chosen(shared, model)
+    plan = make_plan(config.plan, stages, config.epochs or _EPOCHS, config.learning_rate, chosen)
+    if is_file(config.plan):
+        return plan
+    phases = with_layer_decay(plan.phases, stages, config.layer_decay)
+    if config.schedule != "constant" or config.warmup:
+        phases = with_schedule(phases, config.schedule, config.warmup)
+    return Plan(with_patience(phases, config.patience), plan.frozen)
+
+
+def _chosen(shared: Opened, model: FineTuner) -> tuple[str, ...]:
+    """Chooses a stage by its gradients, under a head that knows the task."""
+    train = shared.data.splits[0].train
+    before = model.head.get_weights()
+    solve_head(shared, model, train, shared.data.splits[0].validation)
+    few = batches(train, shared.config.batch_size, image_size=model.backbone.contract.size)
+    aim = objective(shared.task, train.labels)
+    norms = relative_gradient_norms(model, few.take(_LOOKED_AT), aim.loss())
+    model.head.set_weights(before)
+    return surgical_choice(norms)
+
+
+def solve_head(shared: Opened, model: FineTuner, train: Part, validation: Part | None) -> None:
+    """Gives a model the best linear head on the features of its backbone as it is.
+
+    Args:
+        shared: Data, backbone and cache.
+        model: The model.
+        train: Training examples.
+        validation: Chooses the strength of the penalty; the training examples do if `None`.
+    """
+    name = "ridge" if shared.task.kind == REGRESSION else "logistic"
+    arrays = []
+    for part in (train, validation or train):
+        found = features_of(shared, part)
+        rows = found.positions(part)
+        arrays.append((found.first[rows], found.y[rows]))
+    fitted = heads.fit_head(name, shared.task, *arrays)
+    heads.assign_linear(model.head, *fitted.layer.get_weights())
+
+
+def features_of(shared: Opened, part: Part) -> Features:
+    """Returns features of the examples of a part and of all like it, folds and validation."""
+    return extract(
+        shared.backbone,
+        covering([part, *shared.sharing(part.split)]),
+        shared.cache,
+        strategy=shared.strategy,
+    )
+
+
+@dataclass(frozen=True)
+class _Resized:
+    """Batches whose images are of the network's size, since XLA has no antialiased resize."""
+
+    batches: Batches
+    contract: ImageContract
+
+    @property
+    def steps(self) -> int:
+        return self.batches.steps
+
+    def epochs(self, first: int = 0) -> tf.data.Dataset:
+        return self.batches.epochs(first).map(
+            lambda images, *rest: (self.contract.resize(images), *rest)
+        )
+
+
+def training_batches(shared: Opened, part: Part) -> Batches:
+    """Batches a part of the data as a config has it."""
+    config = shared.config
+    found = train_batches(
+        part,
+        config.batch_size,
+        image_size=shared.backbone.contract.size,
+        augment=config.augment,
+        views=config.views,
+        mix=config.mix,
+        seed=config.seed,
+        balance=config.balance,
+        replicas=shared.strategy.num_replicas_in_sync,
+        one_hot=is_soft(shared),
+    )
+    return _Resized(found, shared.backbone.contract) if config.jit else found
+
+
+def is_soft(shared: Opened) -> bool:
+    """Whether labels of one class are given as shares of each."""
+    config = shared.config
+    spread = config.mix != "none" or config.label_smoothing > 0
+    return spread and shared.task.kind == SINGLE_LABEL
+
+
+def training_objective(shared: Opened, part: Part) -> Objective:
+    """Returns what training on a part makes small."""
+    return objective(
+        shared.task,
+        part.labels,
+        soft=is_soft(shared),
+        label_smoothing=shared.config.label_smoothing,
+    )
+
+
+def training_settings(config: RunConfig) -> Settings:
+    """Returns how steps are taken."""
+    return Settings(
+        optimizer=config.optimizer,
+        weight_decay=config.weight_decay,
+        l2_sp=config.l2_sp,
+        ema=config.ema,
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+        loss_scaling=config.precision == "mixed_float16",
+        jit=config.jit,
+        keep_epochs=_SOUP if config.average == "soup" else 0,
+    )

@@ -1,0 +1,144 @@
+"""What training leaves on the disk, so that a process that was killed can go on."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_IDENTITY, _DONE, _STEP, _WEIGHTS = "identity.json", "done.json", "step", "weights"
+_PROGRESS = "progress/.ATTRIBUTES/py_state"
+
+State = dict[str, Any]
+"""Where training stands, of what JSON can hold."""
+
+
+class Checkpoints:
+    """A folder with the state of one model's training, and with weights to come back to.
+
+    Every file appears whole or not at all: weights are renamed into place, and steps are written
+    by TensorFlow's `CheckpointManager`, which names a checkpoint once it is there.
+
+    Args:
+        folder: Where; made if it is not there.
+        identity: What the training depends on: settings, data, backbone. What a training of
+            another identity left in the folder is removed.
+        seconds: Least time between two checkpoints of steps.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], seconds: float = 30.0):
+        self._folder = folder
+        self._seconds = seconds
+        self._saved = time.monotonic()
+        stated = json.dumps(identity, sort_keys=True)
+        held = folder / _IDENTITY
+        if not held.is_file() or held.read_text(encoding="utf-8") != stated:
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / _WEIGHTS).mkdir(parents=True)
+            _write(held, stated.encode())
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for another checkpoint."""
+        return time.monotonic() - self._saved >= self._seconds
+
+    def write(self, variables: Mapping[str, Sequence[keras.Variable | tf.Variable]], state: State):
+        """Writes a checkpoint.
+
+        Args:
+            variables: By name of their group.
+            state: Where training stands.
+        """
+        manager = tf.train.CheckpointManager(
+            _checkpoint(variables, state), str(self._folder / _STEP), max_to_keep=1
+        )
+        # One that is there must not be written over: until the new one is whole, it counts.
+        number = int(manager.latest_checkpoint.rpartition("-")[2]) if manager.checkpoints else 0
+        manager.save(checkpoint_number=number + 1)
+        self._saved = time.monotonic()
+
+    def state(self) -> State | None:
+        """Returns where training stood at the last checkpoint; `None` if there is none."""
+        latest = tf.train.latest_checkpoint(str(self._folder / _STEP))
+        if latest is None:
+            return None
+        return json.loads(tf.train.load_checkpoint(latest).get_tensor(_PROGRESS))
+
+    def restore(self, variables: Mapping[str, Sequence[keras.Variable | tf.Variable]]) -> None:
+        """Gives variables the values of the last checkpoint, which must have them all."""
+        latest = tf.train.latest_checkpoint(str(self._folder / _STEP))
+        _checkpoint(variables, {}).restore(latest).assert_existing_objects_matched()
+
+    def write_weights(self, name: str, model: keras.Model) -> None:
+        """Writes the weights of a model."""
+        path = self.weights_file(name)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        with unfinished.open("wb") as file:
+            np.savez(file, *model.get_weights())
+        unfinished.replace(path)
+
+    def read_weights(self, name: str) -> list[np.ndarray]:
+        """Returns weights as `model.get_weights()` gave them."""
+        return read_weights(self.weights_file(name))
+
+    def has_weights(self, name: str) -> bool:
+        """Whether there are weights of that name."""
+        return self.weights_file(name).is_file()
+
+    def remove_weights(self, name: str) -> None:
+        """Removes weights, if they are there."""
+        self.weights_file(name).unlink(missing_ok=True)
+
+    def finish(self, model: keras.Model, state: State) -> None:
+        """Notes that training is done; what only steps needed is removed."""
+        self.write_weights("final", model)
+        _write(self._folder / _DONE, json.dumps(state).encode())
+        shutil.rmtree(self._folder / _STEP, ignore_errors=True)
+
+    def finished(self) -> State | None:
+        """Returns what `finish` noted; `None` if training is not done."""
+        path = self._folder / _DONE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def weights_file(self, name: str) -> Path:
+        """Returns where weights of that name are, of `write_weights`."""
+        return self._folder / _WEIGHTS / f"{name}.npz"
+
+
+class _Progress(tf.train.experimental.PythonState):
+    def __init__(self, state: State):
+        self.state = state
+
+    def serialize(self):
+        return json.dumps(self.state)
+
+    def deserialize(self, string_value):
+        self.state = json.loads(string_value)
+
+
+def read_weights(path: Path) -> list[np.ndarray]:
+    """Returns the weights in a file that `Checkpoints` wrote, as `model.get_weights()` has them."""
+    with np.load(path) as arrays:
+        return [arrays[key] for key in arrays.files]
+
+
+def _checkpoint(
+    variables: Mapping[str, Sequence[keras.Variable | tf.Variable]], state: State
+) -> tf.train.Checkpoint:
+    plain = {
+        name: [each.value if isinstance(each, keras.Variable) else each for each in group]
+        for name, group in variables.items()
+    }
+    return tf.train.Checkpoint(progress=_Progress(state), **plain)
+
+
+def _write(path: Path, content: bytes) -> None:
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
