@@ -23,6 +23,7 @@ from tfxfer.training import loop
 from tfxfer.training.callbacks import MetricsLog
 from tfxfer.training.loop import Data, _worse
 from tfxfer.training.objective import objective
+from tfxfer.training.settings import Settings
 
 ABC = Task(SINGLE_LABEL, ("a", "b", "c"))
 
@@ -259,3 +260,93 @@ def test_other_tasks_are_learned(hub_folder, images, kind):
     assert {r.metric for r in results} == {"accuracy" if kind == MULTI_LABEL else "rmse"}
     found: Any = score(task, *predict(model, data))
     assert found.f1 > 0.9 if kind == MULTI_LABEL else found.r2 > 0.9
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_one_phase_on_one_device_is_what_fit_does(hub_folder, data, labels, epochs):
+    """To the bit: weights, averages of batch normalization, losses and metrics."""
+
+    def fine_tuner():
+        keras.utils.set_random_seed(5)
+        model = FineTuner(load_backbone(str(hub_folder)), keras.layers.Dense(3))
+        model.unfreeze(model.stage_names)
+        return model
+
+    ours, theirs = fine_tuner(), fine_tuner()
+    phase = Phase("all", ours.stage_names, epochs, 1e-2)
+    (result,) = loop.train(ours, [phase], Data(Repeated(data), None), objective(ABC, labels))
+    aim = objective(ABC, labels)
+    theirs.compile(keras.optimizers.Adam(1e-2), loss=aim.loss(), metrics=aim.metrics())
+    history = theirs.fit(data, epochs=epochs, shuffle=False, verbose=0).history
+    assert values(ours.weights) == values(theirs.weights)
+    assert result.loss == history["loss"][-1]
+    assert result.train_metric == history["accuracy"][-1]
+
+
+def test_replicas_train_as_one_device(data, labels, mirrored, tmp_path):
+    """Without batch normalization, whose statistics are of a replica."""
+    network = keras.Sequential(
+        [
+            keras.Input((12, 12, 1)),
+            keras.layers.Conv2D(4, 3, activation="relu", name="block1_conv"),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    network.save(tmp_path / "plain.keras")
+
+    def trained(strategy):
+        with strategy.scope():
+            keras.utils.set_random_seed(5)
+            model = FineTuner(load_backbone(str(tmp_path / "plain.keras")), keras.layers.Dense(3))
+        plan = [replace(phase, schedule="cosine") for phase in gradual(model.stage_names, 3, 1e-2)]
+        settings = Settings(ema=0.9, clip_norm=0.5, accumulate=2, l2_sp=0.01, weight_decay=0.01)
+        both = Data(Repeated(data), data)
+        results = loop.train(model, plan, both, objective(ABC, labels), settings=settings)
+        return model.get_weights(), results
+
+    (one, alone), (two, shared) = trained(tf.distribute.get_strategy()), trained(mirrored)
+    for ours, theirs in zip(two, one, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for ours, theirs in zip(shared, alone, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+        assert ours.val_loss == pytest.approx(theirs.val_loss, rel=1e-4)
+
+
+def test_exact_steps_end_within_an_epoch(model, data):
+    seen = []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(batch)
+
+    plan = [Phase("all", model.stage_names, 0, 1e-2, steps=5)]
+    (result,) = train(model, plan, data, data, callbacks=lambda phase: [Count()])
+    assert seen == [0, 1, 2, 0, 1], "an epoch has 3 steps"
+    assert result.epochs == 2
+
+
+def test_the_average_is_what_is_validated_and_kept(model, data, labels):
+    settings = Settings(ema=0.5)
+    plan = [Phase("all", model.stage_names, 3, 1e-2)]
+    both = Data(Repeated(data), data)
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(self.model.head.get_weights()[0])
+
+    start = model.head.get_weights()[0]
+    (result,) = loop.train(
+        model,
+        plan,
+        both,
+        objective(ABC, labels),
+        settings=settings,
+        callbacks=lambda phase: [Look()],
+    )
+    average = start
+    for step, kernel in enumerate(seen[: 3 * result.best_epoch]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * kernel
+    np.testing.assert_allclose(model.head.get_weights()[0], average, atol=1e-5)
+    assert model.evaluate(data, verbose=0)[0] == pytest.approx(result.val_loss, rel=1e-4)

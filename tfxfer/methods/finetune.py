@@ -245,7 +245,8 @@ class _Job(Opened):
         if self.config.average == "soup":
             done = checkpoints.finished()
             assert done is not None  # Training is done.
-            best = [checkpoints.weights_file(name) for name in done["top"]]
+            kept = filter(checkpoints.has_weights, done["top"])
+            best = [checkpoints.weights_file(name) for name in kept]
             return greedy_soup(model, best, loss_of)
         # A head that was drawn at random says nothing: the line starts where the head is trained.
         alone = plan[0].stages == (HEAD,) and len(plan) > 1

@@ -1,12 +1,11 @@
 """What training leaves on the disk, so that a process that was killed can go on."""
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
@@ -41,7 +40,7 @@ class Checkpoints:
         if not held.is_file() or held.read_text(encoding="utf-8") != stated:
             shutil.rmtree(folder, ignore_errors=True)
             (folder / _WEIGHTS).mkdir(parents=True)
-            _write(held, stated.encode())
+            _write(held, lambda file: file.write(stated.encode()))
 
     @property
     def due(self) -> bool:
@@ -75,13 +74,24 @@ class Checkpoints:
         latest = tf.train.latest_checkpoint(str(self._folder / _STEP))
         _checkpoint(variables, {}).restore(latest).assert_existing_objects_matched()
 
-    def write_weights(self, name: str, model: keras.Model) -> None:
-        """Writes the weights of a model."""
-        path = self.weights_file(name)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        with unfinished.open("wb") as file:
-            np.savez(file, *model.get_weights())
-        unfinished.replace(path)
+    def write_weights(
+        self, name: str, model: keras.Model, losses: np.ndarray | None = None
+    ) -> None:
+        """Writes the weights of a model.
+
+        Args:
+            name: Of these weights.
+            model: The model.
+            losses: Validation loss of each example with these weights, if there is validation.
+        """
+        if losses is not None:
+            _write(self._losses_file(name), lambda file: np.save(file, losses))
+        _write(self.weights_file(name), lambda file: np.savez(file, *model.get_weights()))
+
+    def read_losses(self, name: str) -> np.ndarray | None:
+        """Returns the losses that were written with weights; `None` if there were none."""
+        path = self._losses_file(name)
+        return np.load(path) if path.is_file() else None
 
     def read_weights(self, name: str) -> list[np.ndarray]:
         """Returns weights as `model.get_weights()` gave them."""
@@ -98,7 +108,8 @@ class Checkpoints:
     def finish(self, model: keras.Model, state: State) -> None:
         """Notes that training is done; what only steps needed is removed."""
         self.write_weights("final", model)
-        _write(self._folder / _DONE, json.dumps(state).encode())
+        noted = json.dumps(state).encode()
+        _write(self._folder / _DONE, lambda file: file.write(noted))
         shutil.rmtree(self._folder / _STEP, ignore_errors=True)
 
     def finished(self) -> State | None:
@@ -109,6 +120,9 @@ class Checkpoints:
     def weights_file(self, name: str) -> Path:
         """Returns where weights of that name are, of `write_weights`."""
         return self._folder / _WEIGHTS / f"{name}.npz"
+
+    def _losses_file(self, name: str) -> Path:
+        return self._folder / _WEIGHTS / f"{name}-losses.npy"
 
 
 class _Progress(tf.train.experimental.PythonState):
@@ -138,7 +152,9 @@ def _checkpoint(
     return tf.train.Checkpoint(progress=_Progress(state), **plain)
 
 
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(content)
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file that appears whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        write(file)
     unfinished.replace(path)

@@ -52,27 +52,17 @@ class Standing:
         step: Steps of it that are done.
         history: Losses and metrics of each epoch that is done, by name.
         best: The epoch of the best weights.
-        losses: Validation loss of each example in that epoch; `None` without validation.
     """
 
     epoch: int
     step: int
     history: dict[str, list[float]]
     best: int
-    losses: np.ndarray | None
 
     @classmethod
     def of(cls, state: State | None) -> "Standing":
-        """Returns what `to_state` stated, or the beginning."""
-        if state is None:
-            return cls(0, 0, {}, 0, None)
-        losses = state["losses"]
-        return cls(**{**state, "losses": None if losses is None else np.array(losses)})
-
-    def to_state(self) -> State:
-        """Returns all of it as JSON can hold it; floats are kept to the bit."""
-        losses = None if self.losses is None else self.losses.tolist()
-        return {**vars(self), "losses": losses}
+        """Returns what `vars` stated, which JSON can hold, or the beginning."""
+        return cls(**state) if state else cls(0, 0, {}, 0)
 
 
 @dataclass(frozen=True)
@@ -90,8 +80,8 @@ class Epochs:
         jit: Whether to compile steps with XLA.
         before_step: Called with the number of each step in the phase, and sets its rates.
         rate: Returns the learning rate of a step of the phase, which is shown.
-        keep: Called after an epoch, with its validation loss and whether it is the best so far,
-            while the model holds the weights of that epoch.
+        keep: Called after an epoch, with whether it is the best so far and with the validation
+            loss of each example, if there is validation, while the model holds the weights of it.
         checkpoint: Called between two steps, when the standing is whole.
     """
 
@@ -105,7 +95,7 @@ class Epochs:
     jit: bool
     before_step: Callable[[int], None]
     rate: Callable[[int], float]
-    keep: Callable[[Standing, bool], None]
+    keep: Callable[[Standing, bool, np.ndarray | None], None]
     checkpoint: Callable[[Standing], None]
 
     def trace(self, strategy: tf.distribute.Strategy) -> Callable[[Any], None]:
@@ -188,7 +178,7 @@ class Epochs:
 
     def _end_epoch(self, standing: Standing, validate: Any) -> Mapping[str, float]:
         logs = {name: float(value) for name, value in self.model.get_metrics_result().items()}
-        best = True
+        best, losses = True, None
         with self.average.swapped() if self.average is not None else nullcontext():
             if validate is not None:
                 outputs, y = predict(self.model, self.data.validation, validate)
@@ -196,15 +186,13 @@ class Epochs:
                 logs["val_loss"] = float(losses.mean())
                 logs[f"val_{self.objective.metric}"] = self.objective.measure(outputs, y)
                 best = logs["val_loss"] < min(standing.history.get("val_loss", [np.inf]))
-                if best:
-                    standing.losses = losses
             for name, value in logs.items():
                 standing.history.setdefault(name, []).append(value)
             if best:
                 standing.best = standing.epoch
             last = standing.epoch * self.data.train.steps + standing.step - 1
             standing.epoch, standing.step = standing.epoch + 1, 0
-            self.keep(standing, best)
+            self.keep(standing, best, losses)
         return {**logs, "learning_rate": self.rate(last)}
 
     def _stops(self, standing: Standing) -> bool:

@@ -149,7 +149,7 @@ class _Training:
         self.state = checkpoints.state() or {
             "results": [],
             "kept": START,
-            "losses": None,
+            "best": None,
             "epochs": 0,
             "top": [],
             "phase": None,
@@ -209,7 +209,7 @@ class _Training:
 
         def state(standing: Standing) -> State:
             running = {
-                "standing": standing.to_state(),
+                "standing": vars(standing),
                 "digests": digests,
                 "seconds": timer.seconds,
             }
@@ -230,7 +230,7 @@ class _Training:
             jit=self._settings.jit,
             before_step=set_rate,
             rate=lambda step: max(phase.rates) * factor(phase, step, steps),
-            keep=lambda standing, best: self._keep(number, standing, best),
+            keep=lambda *epoch: self._keep(number, *epoch),
             checkpoint=checkpoint,
         )
         step = epochs.trace(self._strategy)
@@ -243,7 +243,6 @@ class _Training:
         history, best = standing.history, standing.best
         self._end(
             number,
-            standing.losses,
             PhaseResult(
                 name=phase.name,
                 epochs=standing.epoch,
@@ -254,7 +253,7 @@ class _Training:
                 metric=self._objective.metric,
                 val_metric=_at(history, f"val_{self._objective.metric}", best),
                 unmoved=unmoved,
-                kept=self._stands(standing.losses),
+                kept=self._stands(number),
                 seconds=timer.seconds,
             ),
         )
@@ -274,10 +273,9 @@ class _Training:
             outputs, y = predict(self._model, self._data.validation)
             losses = self._objective.example_losses(outputs, y)
             val_metric = self._objective.measure(outputs, y)
-        self._checkpoints.write_weights(of_phase(number), self._model)
+        self._checkpoints.write_weights(of_phase(number), self._model, losses)
         self._end(
             number,
-            losses,
             PhaseResult(
                 name=phase.name,
                 epochs=0,
@@ -288,32 +286,36 @@ class _Training:
                 metric=self._objective.metric,
                 val_metric=val_metric,
                 unmoved=unmoved,
-                kept=self._stands(losses),
+                kept=self._stands(number),
                 seconds=timer.seconds,
             ),
         )
 
-    def _end(self, number: int, losses: np.ndarray | None, result: PhaseResult) -> None:
+    def _end(self, number: int, result: PhaseResult) -> None:
         """Lets a phase stand, or undoes it."""
-        before, best = self.state["kept"], self.state["losses"]
         if result.kept:
             self.state["kept"] = of_phase(number)
         else:
-            self._model.set_weights(self._checkpoints.read_weights(before))
-        if losses is not None and (best is None or losses.mean() < np.mean(best)):
-            self.state["losses"] = losses.tolist()
+            self._model.set_weights(self._checkpoints.read_weights(self.state["kept"]))
+        best = [each["val_loss"] for each in self.state["results"]]
+        if result.val_loss is not None and result.val_loss < min(best, default=np.inf):
+            self.state["best"] = of_phase(number)
         self.state["results"].append(asdict(result))
         self.state["epochs"] += result.epochs
         self.state["phase"] = None
 
-    def _stands(self, losses: np.ndarray | None) -> bool:
-        best = self.state["losses"]
-        return losses is None or best is None or not _worse(losses, np.array(best))
+    def _stands(self, number: int) -> bool:
+        losses = self._checkpoints.read_losses(of_phase(number))
+        if losses is None or self.state["best"] is None:
+            return True
+        best = self._checkpoints.read_losses(self.state["best"])
+        assert best is not None  # It was the best on validation.
+        return not _worse(losses, best)
 
-    def _keep(self, number: int, standing: Standing, best: bool) -> None:
+    def _keep(self, number: int, standing: Standing, best: bool, losses: np.ndarray | None) -> None:
         """Writes the weights of an epoch, if they may be wanted again."""
         if best:
-            self._checkpoints.write_weights(of_phase(number), self._model)
+            self._checkpoints.write_weights(of_phase(number), self._model, losses)
         if not (self._settings.keep_epochs and "val_loss" in standing.history):
             return
         name = f"{of_phase(number)}-epoch-{standing.epoch}"

@@ -1,0 +1,93 @@
+"""What training leaves on the disk."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfxfer.training.checkpoints import Checkpoints, read_weights
+
+
+@pytest.fixture
+def dense():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    keras.utils.set_random_seed(0)
+    return model
+
+
+def test_state_and_variables_come_back_to_the_bit(tmp_path, dense):
+    checkpoints = Checkpoints(tmp_path / "run", {"seed": 1}, seconds=0)
+    assert checkpoints.state() is None
+    assert checkpoints.due
+    before = dense.get_weights()
+    state = {"loss": 0.1 + 0.2, "epoch": 3, "none": None, "list": [1e-300, 1e300]}
+    checkpoints.write({"model": dense.weights}, state)
+    dense.set_weights([each + 1 for each in before])
+    again = Checkpoints(tmp_path / "run", {"seed": 1}, seconds=1000)
+    assert not again.due
+    assert again.state() == state
+    again.restore({"model": dense.weights})
+    for ours, theirs in zip(dense.get_weights(), before, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_the_last_checkpoint_counts_and_is_the_only_one(tmp_path, dense):
+    checkpoints = Checkpoints(tmp_path / "run", {}, seconds=0)
+    for epoch in range(4):
+        checkpoints.write({"model": dense.weights}, {"epoch": epoch})
+    assert checkpoints.state() == {"epoch": 3}
+    assert len(list((tmp_path / "run" / "step").glob("*.index"))) == 1
+
+
+def test_one_that_was_cut_short_does_not_count(tmp_path, dense, monkeypatch):
+    """As a killed process leaves it: new files, and a list that does not name them."""
+    checkpoints = Checkpoints(tmp_path / "run", {}, seconds=0)
+    checkpoints.write({"model": dense.weights}, {"epoch": 0})
+    step = tmp_path / "run" / "step"
+    (step / "ckpt-2.data-00000-of-00001").write_bytes(b"half")
+    assert checkpoints.state() == {"epoch": 0}
+    checkpoints.restore({"model": dense.weights})
+    checkpoints.write({"model": dense.weights}, {"epoch": 1})
+    assert checkpoints.state() == {"epoch": 1}
+
+
+def test_other_variables_are_refused(tmp_path, dense):
+    checkpoints = Checkpoints(tmp_path / "run", {}, seconds=0)
+    checkpoints.write({"model": dense.weights}, {})
+    more = keras.layers.Dense(3)
+    more.build((None, 4))
+    with pytest.raises(AssertionError):
+        checkpoints.restore({"model": dense.weights, "more": more.weights})
+
+
+def test_another_identity_starts_anew(tmp_path, dense):
+    first = Checkpoints(tmp_path / "run", {"seed": 1})
+    first.write_weights("start", dense, np.array([1.0, 2.0]))
+    first.write({"model": dense.weights}, {})
+    same = Checkpoints(tmp_path / "run", {"seed": 1})
+    assert same.has_weights("start")
+    assert same.read_losses("start") is not None
+    other = Checkpoints(tmp_path / "run", {"seed": 2})
+    assert not other.has_weights("start")
+    assert other.state() is None
+
+
+def test_weights_by_name(tmp_path, dense):
+    checkpoints = Checkpoints(tmp_path / "run", {})
+    checkpoints.write_weights("phase-1", dense)
+    found = read_weights(checkpoints.weights_file("phase-1"))
+    for ours, theirs in zip(found, dense.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
+    assert checkpoints.read_losses("phase-1") is None
+    checkpoints.remove_weights("phase-1")
+    checkpoints.remove_weights("phase-1")
+    assert not checkpoints.has_weights("phase-1")
+
+
+def test_what_is_done_says_so(tmp_path, dense):
+    checkpoints = Checkpoints(tmp_path / "run", {}, seconds=0)
+    checkpoints.write({"model": dense.weights}, {})
+    assert checkpoints.finished() is None
+    checkpoints.finish(dense, {"results": []})
+    assert Checkpoints(tmp_path / "run", {}).finished() == {"results": []}
+    assert checkpoints.state() is None, "steps are of no use any more"
+    assert checkpoints.has_weights("final")
