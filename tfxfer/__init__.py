@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tfxfer.export import save_hub_module
     from tfxfer.methods.extract import extract
     from tfxfer.methods.finetune import finetune
+    from tfxfer.methods.lr_find import lr_find
     from tfxfer.models import FeatureExtractor, FineTuner, load_model
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _EXPORTS = {
     "finetune": "tfxfer.methods.finetune",
     "load_backbone": "tfxfer.backbones",
     "load_model": "tfxfer.models",
+    "lr_find": "tfxfer.methods.lr_find",
     "open_dataset": "tfxfer.data.sources",
     "save_hub_module": "tfxfer.export",
     "split_data": "tfxfer.data.splits",
@@ -53,6 +55,7 @@ __all__ = [
     "finetune",
     "load_backbone",
     "load_model",
+    "lr_find",
     "open_dataset",
     "save_hub_module",
     "split_data",
