@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console as RichConsole
 from rich.table import Column, Table
 
@@ -351,7 +352,11 @@ class Console:
         took = [f"{part} {seconds:.1f} s" for part, seconds in result.timings.items()]
         self._print(f"took {', '.join(took)}")
         if result.phases:
-            written.append((workdir.METRICS, "metrics of every epoch"))
+            written += [
+                (workdir.METRICS, "metrics of every epoch"),
+                (workdir.CURVES, "the same as a picture"),
+                (workdir.PLAN, "the phases, for --plan"),
+            ]
         for name, meaning in (
             *written,
             (workdir.CONFIG, "settings and versions"),
@@ -359,17 +364,17 @@ class Console:
             self._print(f"wrote {path / name}  ({meaning})")
 
     def _phases(self, phases: Sequence[PhaseResult]) -> None:
-        table = Table(Column("phase", overflow="fold"))
+        table = Table(Column("phase", overflow="fold"), box=box.SIMPLE)
         metric = phases[0].metric
-        columns = ("epochs", "best", "loss", "val loss", metric, f"val {metric}", "kept", "seconds")
+        columns = ("epochs", "best", "loss", "val loss", f"val {metric}", "kept", "seconds")
         for column in columns:
             table.add_column(column, justify="right")
         for phase in phases:
             table.add_row(
                 phase.name,
-                str(phase.epochs),
-                str(phase.best_epoch),
-                *map(_decimals, (phase.loss, phase.val_loss, phase.train_metric, phase.val_metric)),
+                str(phase.epochs) if phase.epochs else "solved",
+                str(phase.best_epoch) if phase.epochs else "",
+                *map(_decimals, (phase.loss, phase.val_loss, phase.val_metric)),
                 "yes" if phase.kept else "undone",
                 f"{phase.seconds:.1f}",
             )

@@ -1,6 +1,5 @@
 """The phase loop: set what trains, compile, train, and prove that nothing else moved."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from tfxfer.models.step import StepModel
 from tfxfer.plan import Phase, check_plan
 from tfxfer.training.checkpoints import Checkpoints, State
 from tfxfer.training.epochs import Batches, Data, Epochs, Standing, Timer
+from tfxfer.training.frozen import digests, unmoved_stages
 from tfxfer.training.moving_average import MovingAverage
 from tfxfer.training.objective import Objective
 from tfxfer.training.schedules import factor
@@ -185,7 +185,7 @@ class _Training:
         trained, data = shorter or (self._model, self._data)
         held = self.state["phase"] or {"standing": None, "digests": None, "seconds": 0.0}
         timer, standing = Timer(held["seconds"]), Standing.of(held["standing"])
-        digests = held["digests"] or _digests(self._model)
+        before = held["digests"] or digests(self._model)
         steps = phase.steps or phase.epochs * data.train.steps
         self._settings.compile(trained, self._optimizer, self._objective, self._toward)
         with self._strategy.scope():
@@ -210,7 +210,7 @@ class _Training:
         def state(standing: Standing) -> State:
             running = {
                 "standing": vars(standing),
-                "digests": digests,
+                "digests": before,
                 "seconds": timer.seconds,
             }
             return {**self.state, "phase": running}
@@ -238,7 +238,7 @@ class _Training:
             self._checkpoints.restore(variables())
         standing = epochs.run(step, self._strategy, standing, callbacks, verbose)
         _check_finite(phase, standing.history)
-        unmoved = _unmoved(phase, self._model, digests)
+        unmoved = unmoved_stages(phase, self._model, before)
         self._model.set_weights(self._checkpoints.read_weights(of_phase(number)))
         history, best = standing.history, standing.best
         self._end(
@@ -265,9 +265,9 @@ class _Training:
             raise ValueError(
                 f"Phase {phase.name!r} expected a way to solve the head, received none."
             )
-        timer, digests = Timer(), _digests(self._model)
+        timer, before = Timer(), digests(self._model)
         solve_head(self._model)
-        unmoved = _unmoved(phase, self._model, digests)
+        unmoved = unmoved_stages(phase, self._model, before)
         losses, val_metric = None, None
         if self._data.validation is not None:
             outputs, y = predict(self._model, self._data.validation)
@@ -376,39 +376,3 @@ def _worse(losses: np.ndarray, before: np.ndarray) -> bool:
     if len(grown) < 2:  # Chance cannot be told from one example.
         return bool(grown.mean() > 0)
     return bool(grown.mean() > grown.std(ddof=1) / np.sqrt(len(grown)))
-
-
-def _digests(model: FineTuner) -> dict[str, list[str]]:
-    """Hashes each weight, by stage: what a phase moved shows without a copy of the model."""
-    return {
-        stage.name: [
-            hashlib.blake2b(np.asarray(weight.numpy()).tobytes(), digest_size=16).hexdigest()
-            for weight in stage.weights
-        ]
-        for stage in model.stages
-    }
-
-
-def _unmoved(phase: Phase, model: FineTuner, before: dict[str, list[str]]) -> tuple[str, ...]:
-    """Compares weights with what the phase declared to train, bit by bit."""
-    after = _digests(model)
-    unmoved = []
-    for stage in model.stages:
-        pairs = zip(stage.weights, before[stage.name], after[stage.name], strict=True)
-        moved = [weight for weight, old, new in pairs if old != new]
-        held = {id(weight) for weight in stage.held}
-        frozen = held if stage.name not in phase.stages else {id(each) for each in stage.fixed}
-        if broken := [weight for weight in moved if id(weight) in frozen]:
-            raise RuntimeError(
-                f"Phase {phase.name!r} freezes stage {stage.name!r}, and {broken[0].path} moved."
-                if frozen is held
-                else f"Phase {phase.name!r} fixes {broken[0].path}, and it moved."
-            )
-        if stage.name in phase.stages and not any(weight.trainable for weight in moved):
-            unmoved.append(stage.name)
-    if set(unmoved) == set(phase.stages):
-        raise UserError(
-            f"Phase {phase.name!r} trains at rate {max(phase.rates):g}, and no weight moved",
-            "Choose a larger learning rate.",
-        )
-    return tuple(unmoved)
