@@ -83,7 +83,7 @@ class Row:
 TABLE = {
     "random": Row(
         "from random weights",
-        settings={"plan": "full", "bn": "stage", "patience": 10},
+        settings={"plan": "full", "bn": "train", "patience": 10},
         rates=(3e-3, 1e-2, 3e-2, 1e-1),  # Everything trains at a tenth of it.
         whole=True,
         pretrained=False,

@@ -90,7 +90,7 @@ def hub_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def backbone(hub_folder) -> Backbone:
-    return load_backbone(str(hub_folder))
+    return load_backbone(str(hub_folder), bn="stage")
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What frozen stages return, kept: the same training, without running them again."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -8,21 +10,28 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import moved, small_network, values
-from tfxfer.backbones import Backbone, load_backbone
-from tfxfer.backbones.boundary import find_boundary
+from tfxfer.backbones import load_backbone
+from tfxfer.backbones.boundary import Boundary, find_boundary
 from tfxfer.cache import Cache
 from tfxfer.data import pipeline
 from tfxfer.data.arrays import open_arrays
-from tfxfer.data.parts import Part
+from tfxfer.data.parts import Part, Splits
 from tfxfer.data.pipeline import batches, train_batches
+from tfxfer.evaluate import predict
 from tfxfer.feature_data import feature_batches
 from tfxfer.features import extract
 from tfxfer.models import FineTuner
 from tfxfer.models.suffix import Suffix
 from tfxfer.plan import Phase
 from tfxfer.training import boundary as choosing
-from tfxfer.training.boundary import BoundaryCache
-from tfxfer.training.boundary_cost import Cost, Speed, Timed, time_boundaries
+from tfxfer.training.boundary import BoundaryCache, places
+from tfxfer.training.boundary_cost import (
+    Cost,
+    Speed,
+    noise_images,
+    prefix_seconds,
+    slow_enough,
+)
 from tfxfer.training.epochs import Data
 from tfxfer.training.loop import train
 from tfxfer.training.objective import objective
@@ -64,6 +73,14 @@ def nested() -> keras.Model:
     inputs = keras.Input((SIZE, SIZE, 3))
     x = network()(keras.layers.Rescaling(1 / 255)(inputs), training=False)
     return keras.Model(inputs, x)
+
+
+def _boundary(whole: keras.Model, trained: str) -> Boundary:
+    backbone = load_backbone(whole)
+    (stage,) = (each for each in backbone.stages if trained in " ".join(each.paths))
+    boundary = find_boundary(backbone, [stage.name])
+    assert boundary is not None
+    return boundary
 
 
 @pytest.fixture
@@ -169,10 +186,8 @@ def test_training_is_the_same_and_does_not_run_the_beginning(parts, cache, augme
     assert where == {"head": "features", "+block4": "block3_relu", "+block3": "block2_relu"}
     for one, other in zip(plain.get_weights(), kept.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
-    # Each image or view once, for all phases, and the few that were timed.
-    timed = 3 + 1 + 2  # Traces run nothing.
-    once = (views or 1) * EXAMPLES
-    assert once <= int(counter(kept).seen) <= once + timed
+    # Each image or view once, for all phases; where it is asked for, nothing is timed.
+    assert int(counter(kept).seen) == (views or 1) * EXAMPLES
 
 
 def counter(model: FineTuner) -> Count:
@@ -229,13 +244,8 @@ def test_batch_norm_by_the_batch_everywhere_is_not_kept(parts, cache):
 
 def chosen(parts, cache, monkeypatch, seconds: float, shape=(8, 8, 4), **options: Any) -> str:
     """Says where a phase begins if the frozen stages take so many seconds an image."""
-    monkeypatch.setattr(
-        choosing,
-        "time_boundaries",
-        lambda boundaries, *args, **kwargs: {
-            boundary.place: Timed(seconds, shape) for boundary in boundaries
-        },
-    )
+    monkeypatch.setattr(choosing, "prefix_seconds", lambda boundary, images: seconds)
+    monkeypatch.setattr(Boundary, "shape", lambda boundary, size: shape)
     monkeypatch.setattr(Speed, "of", classmethod(lambda cls, folder: Speed(1e8, 10**12, 10**10)))
     phase = Phase("+block4", ("block4", "head"), **{"epochs": 3, "learning_rate": 1e-3, **options})
     kept = BoundaryCache(tuner(), cache, *parts)
@@ -256,24 +266,216 @@ def test_it_is_kept_where_it_pays(parts, cache, monkeypatch):
 
 def test_cost_counts_the_pass_the_writing_and_the_reading():
     speed = Speed(disk=1e6, free_bytes=10**12, memory_bytes=10**9)
-    cost = Cost(once=100, each=100, epochs=4, seconds=0.01, row_bytes=1000, speed=speed)
-    assert cost.without == pytest.approx(4)
-    assert cost.kept == pytest.approx(1 + 0.1 + 4e-4)
-    assert cost.share == pytest.approx(cost.kept / 4)
+    cost = Cost(held=100, models=1, each=100, epochs=4, row_bytes=1000, speed=speed)
+    assert cost.transfer == pytest.approx(0.1 + 4e-4)
+    assert cost.share(0.01) == pytest.approx((1 + cost.transfer) / 4)
+    assert cost.share(cost.least_seconds(0.8)) == pytest.approx(0.8)
+    assert cost.least_seconds(0.25) == np.inf  # One epoch of four runs in any case.
     # What does not stay in memory is read from the disk each time.
-    slow = Cost(100, 100, 4, 0.01, 1000, Speed(1e6, 10**12, 10**5))
-    assert slow.kept == pytest.approx(1 + 0.1 + 0.4)
+    assert replace(cost, speed=Speed(1e6, 10**12, 10**5)).transfer == pytest.approx(0.1 + 0.4)
+    # Four models share what one computes and writes.
+    assert replace(cost, models=4).share(0.01) == pytest.approx((0.25 + 0.025 + 4e-4) / 4)
 
 
-def test_timing_finds_the_shapes(parts, cache):
-    backbone: Backbone = load_backbone(network())
-    found = [find_boundary(backbone, [name]) for name in ("block3", "block4")]
-    boundaries = [boundary for boundary in found if boundary]
-    timed = time_boundaries(boundaries, parts[0], augmented=False)
-    assert [timed[each.place].shape for each in boundaries] == [(5, 5, 4), (5, 5, 4)]
-    first, second = (timed[each.place].seconds for each in boundaries)
-    assert 0 < first < second
+@pytest.mark.parametrize(
+    ("least", "seconds", "expected", "tried"),
+    [
+        ([3, 2, 1], [3, 4, 5], [True, True, True], [0]),  # All after it take as long.
+        ([9, 4, 5], [3, 4, 5], [False, True, True], [0, 2, 1]),
+        ([9, 9, 9, 9, 9], [1, 2, 3, 4, 5], [False] * 5, [0, 3, 4]),
+        ([], [], [], []),
+    ],
+)
+def test_few_beginnings_are_timed(least, seconds, expected, tried):
+    timed = []
+
+    def seconds_of(i: int) -> float:
+        timed.append(i)
+        return seconds[i]
+
+    assert [pays for pays, _ in slow_enough(least, seconds_of)] == expected
+    assert timed == tried
+
+
+def test_shapes_are_known_without_a_run_and_timing_takes_few_images(parts, cache):
+    backbone: Any = load_backbone(network())
+    images = noise_images(parts[0], backbone.contract.size, augmented=False)
+    assert (images.shape, images.dtype) == ((1, SIZE, SIZE, 3), tf.uint8)  # Few against 40.
+    for name in ("block3", "block4"):
+        boundary = find_boundary(backbone, [name])
+        assert boundary is not None
+        assert boundary.shape((SIZE, SIZE)) == (5, 5, 4) == boundary.prefix(images).shape[1:]
+        assert prefix_seconds(boundary, images) > 0
+    inner = find_boundary(load_backbone(nested()), ["block4"])
+    assert inner is not None
+    assert inner.shape((SIZE, SIZE)) == (5, 5, 4)
     assert Speed.of(cache.folder).disk > 0  # The folder is not there yet.
+
+
+def test_what_cannot_pay_is_not_timed(parts, cache, monkeypatch):
+    monkeypatch.setattr(choosing, "prefix_seconds", lambda *args: pytest.fail("It was timed."))
+    for epochs, steps in ((1, 0), (0, 6)):  # 6 steps of 8 images are 1.2 epochs of 40.
+        phase = Phase("+block4", ("block4", "head"), epochs, 1e-3, steps=steps)
+        assert not BoundaryCache(tuner(), cache, *parts).choose([phase], BATCH)["+block4"].where
+    narrow = BoundaryCache(tuner(), Cache(cache.folder, 1000), *parts).choose(PLAN, BATCH)
+    assert "cache" in narrow["+block4"].reason
+
+
+def test_choices_are_made_again_without_the_clock(parts, cache, monkeypatch):
+    seconds = iter([1.0, 1e-9, 1e-9])
+    monkeypatch.setattr(choosing, "prefix_seconds", lambda boundary, images: next(seconds))
+    kept = BoundaryCache(tuner(), cache, *parts)
+    slow, fast = kept.choose(PLAN, BATCH), kept.choose(PLAN, BATCH)
+    assert places(slow) == {"head": "features", "+block4": "block3_relu", "+block3": "block2_relu"}
+    assert places(fast) == {"head": "features", "+block4": "", "+block3": ""}
+    monkeypatch.setattr(choosing, "prefix_seconds", lambda *args: pytest.fail("It was timed."))
+    for first in (slow, fast):
+        before = json.loads(json.dumps(places(first)))
+        another = BoundaryCache(tuner(), cache, *parts)
+        again = another.choose(PLAN, BATCH, before)
+        assert places(again) == before
+        for name, choice in again.items():
+            since, expected = choice.since, first[name].since
+            assert (since and since.where) == (expected and expected.where)
+            own = {id(weight) for weight in another.model.weights}
+            assert choice.boundary is None or own >= set(map(id, choice.boundary.weights))
+    # Where it can no longer be, it is not.
+    off = BoundaryCache(tuner(), cache, *parts, mode="off")
+    assert not any(places(off.choose(PLAN, BATCH, places(slow))).values())
+
+
+@pytest.mark.parametrize(
+    ("make", "fixed"),
+    [
+        (lambda: keras.layers.Dense(4), True),
+        (lambda: keras.layers.EinsumDense("bhwc,cd->bhwd", (None, None, 4)), True),
+        (lambda: keras.layers.MultiHeadAttention(2, 2), True),
+        (lambda: keras.layers.MultiHeadAttention(2, 2, dropout=0.1), False),
+        (lambda: keras.layers.Attention(), True),
+        (lambda: keras.layers.Attention(dropout=0.1), False),
+        (lambda: keras.layers.GaussianNoise(0.0), True),
+        (lambda: keras.layers.GaussianNoise(0.1), False),
+        (lambda: keras.layers.SpatialDropout2D(0.1), False),
+        (lambda: keras.layers.Resizing(9, 9), True),
+        (lambda: keras.layers.CenterCrop(9, 9), True),
+        (lambda: keras.layers.RandomFlip(), False),
+        (lambda: keras.layers.Lambda(lambda x: x), True),
+        (lambda: keras.layers.Lambda(lambda x, training: x), False),
+        (lambda: keras.layers.TimeDistributed(keras.layers.LSTM(4)), True),
+        (lambda: keras.layers.TimeDistributed(keras.layers.LSTM(4, dropout=0.1)), False),
+        (lambda: keras.layers.SpectralNormalization(keras.layers.Conv2D(4, 1)), False),
+    ],
+)
+def test_only_what_differs_in_training_is_in_the_way(make, fixed):
+    layer = make()
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Conv2D(4, 1, name="block1_conv")(inputs)
+    if isinstance(layer, keras.layers.MultiHeadAttention):
+        x = layer(x, x)
+    else:
+        x = layer([x, x] if isinstance(layer, keras.layers.Attention) else x)
+    x = keras.layers.ReLU(name="after")(x)
+    x = keras.layers.LayerNormalization(name="last")(x)
+    boundary = _boundary(keras.Model(inputs, x), "last")
+    assert boundary.name == ("after" if fixed else "block1_conv")
+
+
+def test_dense_layers_are_not_in_the_way_in_convnext():
+    whole = keras.applications.ConvNeXtTiny(
+        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
+    )
+    backbone = load_backbone(whole)
+    boundary = find_boundary(backbone, [backbone.stages[-1].name])
+    assert boundary is not None
+    assert boundary.name == f"{whole.name}_downsampling_block_2"
+
+
+def test_validation_counts_every_example_on_several_devices(parts, cache):
+    train_part, validation = parts[0], replace(parts[1], rows=np.arange(19))
+    kept = BoundaryCache(tuner(), cache, train_part, validation, mode="on")
+    choice = kept.choose(PLAN, BATCH)["+block4"]
+    data = kept.data(choice, BATCH, replicas=2, one_hot=True)
+    assert data.validation is not None
+    y = np.concatenate([y for _, y in data.validation])
+    assert y.shape == (19, 3)
+
+
+@pytest.mark.parametrize(("augment", "views"), [("none", 0), ("light", 3)])
+def test_views_are_of_training_examples_alone(parts, cache, augment, views):
+    train_part, validation = (
+        replace(parts[0], rows=rows) for rows in (np.arange(30), np.arange(30, EXAMPLES))
+    )
+    model = tuner()
+    kept = BoundaryCache(
+        model,
+        cache,
+        train_part,
+        validation,
+        sharing=[Splits(train_part, validation, parts[1])],
+        mode="on",
+        augment=augment,
+        views=views,
+    )
+    choice = kept.choose(PLAN, BATCH)["+block3"]
+    kept.data(choice, BATCH)
+    asked_for = (views or 1) * 30 + 10
+    assert int(counter(model).seen) == kept._held(choice) == asked_for
+
+
+def test_folds_share_what_none_of_them_has_trained(parts, cache):
+    rows = np.arange(EXAMPLES)
+    odd, even = (replace(parts[0], rows=rows[i::2]) for i in (1, 0))
+    folds = [Splits(odd, even, parts[1]), Splits(even, odd, parts[1])]
+    seen = []
+    upward = [Phase("block1", ("block1", "head"), 2, 1e-2), PLAN[1]]
+    for fold in folds:
+        model = tuner()
+        kept = BoundaryCache(model, cache, fold.train, fold.validation, folds, mode="on")
+        choices = kept.choose(PLAN, BATCH)
+        assert (kept._held(choices["+block4"]), kept._models(choices["+block4"])) == (EXAMPLES, 2)
+        kept.data(choices["+block4"], BATCH)
+        seen.append(int(counter(model).seen))
+        # Each fold has trained the beginning in a way of its own.
+        own = kept.choose(upward, BATCH)["+block4"]
+        assert own.where
+        assert not own.shared
+        assert kept._models(own) == 1
+    assert seen == [EXAMPLES, 0]
+
+
+def test_views_that_cost_more_than_epochs_are_not_kept_for_a_head(parts, cache):
+    def where(epochs: int, views: int, mode: str = "auto") -> str:
+        kept = BoundaryCache(tuner(), cache, parts[0], mode=mode, augment="light", views=views)
+        return kept.choose([Phase("head", ("head",), epochs, 1e-2)], BATCH)["head"].where
+
+    assert where(1, 20) == ""
+    assert where(20, 20) == ""
+    assert where(21, 20) == "features"
+    assert where(1, 20, "on") == "features"
+
+
+def test_a_solved_head_is_validated_on_the_features_that_solved_it(parts, cache):
+    model, (train_part, validation) = tuner(), parts
+    phase = Phase("head", ("head",), 0, 1e-3, solved=True)
+    kept = BoundaryCache(
+        model,
+        cache,
+        train_part,
+        validation,
+        sharing=[Splits(train_part, validation, validation)],
+        augment="light",
+        mix="mixup",
+    )
+    for part in parts:  # As they are solved.
+        extract(model.backbone, part, cache)
+    counter(model).seen.assign(0)
+    shorter = kept.shortcut(kept.choose([phase], BATCH), BATCH)(phase)
+    assert shorter is not None
+    trained, data = shorter
+    outputs, _ = predict(trained, data.validation)
+    assert int(counter(model).seen) == 0
+    expected, _ = predict(model, batches(validation, BATCH))
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("balance", ["none", "sampling", "class_weights"])

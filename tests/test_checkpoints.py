@@ -1,10 +1,14 @@
 """What training leaves on the disk."""
 
+import errno
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tfxfer.training.checkpoints import Checkpoints, read_weights
+from tfxfer.errors import UserError
+from tfxfer.training.checkpoints import Checkpoints, can_go_on, read_weights
 
 
 @pytest.fixture
@@ -59,16 +63,20 @@ def test_other_variables_are_refused(tmp_path, dense):
         checkpoints.restore({"model": dense.weights, "more": more.weights})
 
 
-def test_another_identity_starts_anew(tmp_path, dense):
-    first = Checkpoints(tmp_path / "run", {"seed": 1})
+def test_what_changed_is_named(tmp_path, dense):
+    begun = {"plan": {"stages": ("head",)}, "data": "0", "backbone": "1"}
+    first = Checkpoints(tmp_path / "run", begun)
     first.write_weights("start", dense, np.array([1.0, 2.0]))
-    first.write({"model": dense.weights}, {})
-    same = Checkpoints(tmp_path / "run", {"seed": 1})
+    same = Checkpoints(tmp_path / "run", begun)
     assert same.has_weights("start")
     assert same.read_losses("start") is not None
-    other = Checkpoints(tmp_path / "run", {"seed": 2})
-    assert not other.has_weights("start")
-    assert other.state() is None
+    for other, names in (
+        ({"data": "2"}, "data"),
+        ({"plan": {"stages": ("head", "block1")}, "backbone": "2"}, "plan and backbone"),
+    ):
+        with pytest.raises(UserError, match=f"another {names}. Replace it with --overwrite"):
+            Checkpoints(tmp_path / "run", {**begun, **other})
+    assert same.has_weights("start"), "kept"
 
 
 def test_weights_by_name(tmp_path, dense):
@@ -91,3 +99,42 @@ def test_what_is_done_says_so(tmp_path, dense):
     assert Checkpoints(tmp_path / "run", {}).finished() == {"results": []}
     assert checkpoints.state() is None, "steps are of no use any more"
     assert checkpoints.has_weights("final")
+
+
+def test_only_what_says_where_training_stands_can_be_gone_on_with(tmp_path, dense):
+    assert not can_go_on(tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run", {}, seconds=0)
+    checkpoints.write_weights("phase-1", dense)
+    assert not can_go_on(tmp_path / "run")
+    checkpoints.write({"model": dense.weights}, {})
+    assert can_go_on(tmp_path / "run")
+    checkpoints.finish(dense, {})
+    assert can_go_on(tmp_path / "run")
+
+
+def test_full_disk_leaves_what_was_there(tmp_path, dense, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run", {}, seconds=0)
+    checkpoints.write_weights("phase-1", dense)
+    checkpoints.write({"model": dense.weights}, {"epoch": 0})
+    before = checkpoints.read_weights("phase-1")
+    files = sorted((tmp_path / "run").rglob("*"))
+
+    def half(file, *arrays):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", half)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.write_weights("phase-1", dense)
+
+    def save(self, checkpoint_number):
+        tf.io.write_file("/dev/full", "x" * 2**16)  # What TensorFlow itself says of it.
+
+    monkeypatch.setattr(tf.train.CheckpointManager, "save", save)
+    with pytest.raises(OSError, match="No space") as told:
+        checkpoints.write({"model": dense.weights}, {"epoch": 1})
+    assert told.value.errno == errno.ENOSPC
+    assert sorted((tmp_path / "run").rglob("*")) == files
+    for ours, theirs in zip(checkpoints.read_weights("phase-1"), before, strict=True):
+        assert np.array_equal(ours, theirs)
+    assert checkpoints.state() == {"epoch": 0}

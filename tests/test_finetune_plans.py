@@ -9,11 +9,13 @@ import pytest
 
 import tfxfer
 from tests.memory import Memory
+from tfxfer.config import RunConfig
 from tfxfer.errors import UserError
 from tfxfer.methods.tuner import training_settings
-from tfxfer.plan import Plan
+from tfxfer.plan import Plan, read_plan, write_plan
 from tfxfer.rules import BitRule
 from tfxfer.task import REGRESSION, Task
+from tfxfer.training.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +88,7 @@ def test_every_plan_runs_and_is_written(finetune, tmp_path, plan, phases):
     assert [phase.name for phase in result.phases] == phases
     written = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert [phase["name"] for phase in written["phases"]] == phases
-    again = finetune(plan=str(tmp_path / "run" / "plan.json"))
+    again = finetune(plan=str(tmp_path / "run" / "plan.json"), epochs=0)
     assert again.metrics == result.metrics, "what was written is what was done"
 
 
@@ -126,7 +128,7 @@ def test_the_rule_of_bit_sets_everything(finetune, tmp_path, monkeypatch):
         return training_settings(config)
 
     monkeypatch.setattr("tfxfer.methods.finetune.training_settings", settings_of)
-    (phase,) = finetune(rule="bit", epochs=0, batch_size=32).phases
+    (phase,) = finetune(rule="bit", epochs=0, batch_size=32, accumulate=40).phases
     expected = {"optimizer": "sgd", "mix": "mixup", "augment": "light", "batch_size": 60}
     assert {name: seen[name] for name in expected} == expected
     assert phase.epochs == 4, "exactly 4 steps of one batch"
@@ -170,6 +172,65 @@ def test_every_way_to_take_steps_runs(finetune, settings, tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
+def test_every_setting_reaches_the_steps():
+    """Each has a value of its own here, so that none can stand in for another."""
+    config = RunConfig(
+        optimizer="sgd",
+        weight_decay=0.1,
+        l2_sp=0.2,
+        ema=0.3,
+        clip_norm=0.4,
+        accumulate=5,
+        precision="mixed_float16",
+        jit=True,
+        average="soup",
+    )
+    assert training_settings(config) == Settings(
+        optimizer="sgd",
+        weight_decay=0.1,
+        l2_sp=0.2,
+        ema=0.3,
+        clip_norm=0.4,
+        accumulate=5,
+        loss_scaling=True,
+        jit=True,
+        keep_epochs=5,
+    )
+    assert training_settings(RunConfig()) == Settings()
+
+
+def test_every_setting_reaches_the_plan(finetune, tmp_path):
+    finetune(
+        plan="last_k(k=2)",
+        layer_decay=0.5,
+        schedule="cosine",
+        warmup=0.1,
+        patience=7,
+        learning_rate=1e-2,
+    )
+    head, other = read_plan(tmp_path / "run" / "plan.json").phases
+    assert head.rates == (1e-2,)
+    assert other.rates == pytest.approx((2.5e-4, 5e-4, 1e-3))
+    assert {(p.schedule, p.warmup, p.patience) for p in (head, other)} == {("cosine", 0.1, 7)}
+
+
+def test_a_plan_from_a_file_says_everything_itself(finetune, tmp_path):
+    finetune(plan="head")
+    for setting in ({"learning_rate": 0.1}, {"epochs": 3}, {"layer_decay": 0.5}):
+        with pytest.raises(UserError, match="itself"):
+            finetune(plan=str(tmp_path / "run" / "plan.json"), **{"epochs": 0, **setting})
+
+
+def test_a_head_that_is_solved_may_be_all(finetune, tmp_path):
+    finetune(plan="lp_ft")
+    plan = read_plan(tmp_path / "run" / "plan.json")
+    alone = Plan(plan.phases[:1], ("block1", "block2", "block3"))
+    write_plan(alone, tmp_path / "alone.json")
+    (phase,) = finetune(plan=str(tmp_path / "alone.json"), epochs=0).phases
+    assert phase.epochs == 0
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
 def test_an_average_is_never_worse_on_validation(finetune):
     for kind in ("wise_ft", "soup"):
         result = finetune(average=kind, plan="full", learning_rate=3e-2)
@@ -192,6 +253,7 @@ def test_what_is_cached_changes_nothing(finetune, tmp_path):
     ("settings", "says"),
     [
         ({"plan": "gradul"}, "gradual"),
+        ({"plan": "fastai", "warmup": 0.1}, "its own warmup"),
         ({"plan": "last_k(k=9)"}, "k from 1 to 3"),
         ({"plan": "surgical(stages=block9)"}, "no stage 'block9'"),
         ({"average": "soup", "adapt": "lora"}, "not linear"),

@@ -33,6 +33,8 @@ FLOORS = {
     "spec": 2,
     "checks": 1,
     "errors": 0,
+    "files": 0,
+    "locks": 0,
     "task": 0,
     "timing": 0,
     "__init__": 0,

@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 import tfxfer
+from tests.test_finetune_plans import Bright
 from tfxfer.config import RunConfig
 from tfxfer.errors import UserError
+from tfxfer.plan import Phase, Plan, write_plan
+from tfxfer.report.replacing import Place
 from tfxfer.report.workdir import choose_workdir, goes_on, run_in
+from tfxfer.training.checkpoints import Checkpoints
 
 # All that has a state of its own: dropout, augmentation, a schedule, an average, momentum.
 _SETTINGS = [
@@ -130,7 +134,7 @@ def test_an_interrupted_run_goes_on(tmp_path, data_dir, whole):
     process = start(tmp_path, data_dir)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("Epoch"):
+        if line.startswith("Epoch 2"):  # Now there are checkpoints.
             break
     stderr = ""
     while process.poll() is None:
@@ -139,7 +143,7 @@ def test_an_interrupted_run_goes_on(tmp_path, data_dir, whole):
         with contextlib.suppress(subprocess.TimeoutExpired):
             _, stderr = process.communicate(timeout=5)
     assert process.returncode == 130
-    assert "the same command goes on" in stderr.splitlines()[-1]
+    assert stderr.endswith("; the same command with --workdir=run goes on where it was\n")
     assert "Traceback" not in stderr
     other = start(tmp_path, data_dir, "--seed=1")
     _, stderr = other.communicate()
@@ -158,44 +162,213 @@ def config(path, **changes) -> RunConfig:
     return RunConfig(workdir=str(path), **changes)
 
 
-def test_what_a_crash_left_is_gone_on_with_and_a_mistake_is_not(tmp_path):
-    chosen = config(tmp_path / "run")
+def ends(path, chosen: RunConfig, error: BaseException, trained=True, **identity) -> str:
+    """A run that ends by an error, before or after its first checkpoint; returns what it says."""
+    with pytest.raises(type(error)) as told, run_in(choose_workdir(chosen), chosen, identity):
+        folder = path / "checkpoints" / "model"
+        Checkpoints(folder, identity)
+        (path / "metrics.jsonl").write_text("{}")
+        (path / "saved_model").mkdir()
+        if trained:
+            (folder / "step").mkdir(exist_ok=True)
+            (folder / "step" / "checkpoint").touch()
+        raise error
+    return str(told.value)
 
-    def fail(error):
-        with pytest.raises(type(error)), run_in(choose_workdir(chosen), chosen):
-            (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
-            (tmp_path / "run" / "saved_model").mkdir()
-            raise error
 
-    fail(OSError("disk full"))
-    assert goes_on(tmp_path / "run", chosen)
-    assert not goes_on(tmp_path / "run", config(tmp_path / "run", seed=3))
+@pytest.mark.parametrize(
+    "error", [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(), UserError("bad", "Mend.")]
+)
+def test_what_was_trained_is_gone_on_with_however_it_ended(tmp_path, error):
+    path = tmp_path / "run"
+    chosen = config(path)
+    told = ends(path, chosen, error)
+    again = f"the same command with --workdir={path} goes on where it was"
+    expected = {KeyboardInterrupt: again, UserError: f"bad. Mend; {again}."}
+    assert told == expected.get(type(error), str(error))
+    assert goes_on(path, chosen)
+    assert not goes_on(path, config(path, seed=3))
     with run_in(choose_workdir(chosen), chosen):
-        assert not (tmp_path / "run" / "saved_model").exists(), "made again"
-        assert (tmp_path / "run" / "checkpoints").exists()
-        (tmp_path / "run" / "results.json").write_text("{}")
-    assert not goes_on(tmp_path / "run", chosen)
-    again = config(tmp_path / "run", overwrite=True, seed=4)
-    with pytest.raises(UserError), run_in(choose_workdir(again), again):
-        (tmp_path / "run" / "checkpoints").mkdir()
-        raise UserError("wrong", "mend it")
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0
-    assert (tmp_path / "run" / "results.json").exists(), "put back"
+        assert not (path / "saved_model").exists(), "made again"
+        assert (path / "metrics.jsonl").exists()
+        assert (path / "checkpoints" / "model" / "step" / "checkpoint").exists()
+        (path / "results.json").write_text("{}")
+    assert not goes_on(path, chosen)
+    assert not (path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), UserError("bad", "Mend.")])
+def test_before_anything_is_trained_nothing_stays(tmp_path, error):
+    told = ends(tmp_path / "run", config(tmp_path / "run"), error, trained=False)
+    assert told == str(error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_work_of_earlier_processes_outlives_a_mistake(tmp_path):
+    path = tmp_path / "run"
+    ends(path, config(path), SystemExit())
+    with pytest.raises(UserError, match="goes on"), run_in(path, config(path)):
+        raise UserError("The disk of the cache must have room", "Make some.")
+    assert goes_on(path, config(path))
+    other = config(path, seed=1)
+    with pytest.raises(UserError, match="unfinished one with --seed=0, not 1"):
+        choose_workdir(other)
+    other = config(path, seed=1, overwrite=True)
+    with run_in(choose_workdir(other), other):
+        assert not (path / "checkpoints").exists()
+    assert config_of(path).seed == 1
 
 
 def test_what_was_replaced_comes_back_only_if_nothing_came_of_it(tmp_path):
-    chosen = config(tmp_path / "run")
-    with run_in(choose_workdir(chosen), chosen):
-        (tmp_path / "run" / "results.json").write_text("old")
-    again = config(tmp_path / "run", overwrite=True, seed=1)
-    with pytest.raises(KeyboardInterrupt, match="goes on"), run_in(choose_workdir(again), again):
-        (tmp_path / "run" / "checkpoints").mkdir()
-        raise KeyboardInterrupt
-    assert goes_on(tmp_path / "run", again)
+    path = tmp_path / "run"
+    with run_in(choose_workdir(config(path)), config(path)):
+        (path / "results.json").write_text("old")
+    again = config(path, overwrite=True, seed=1)
+    ends(path, again, KeyboardInterrupt(), trained=False)
+    assert (path / "results.json").read_text() == "old"
+    ends(path, again, KeyboardInterrupt())
+    assert goes_on(path, again)
     with run_in(choose_workdir(again), again):
         pass
-    assert not (tmp_path / "run" / ".replaced").exists()
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 1
+    assert not (path / ".replaced").exists()
+    assert config_of(path).seed == 1
+
+
+def test_metrics_of_a_run_without_checkpoints_are_dropped(tmp_path, monkeypatch):
+    path, chosen = tmp_path / "run", config(tmp_path / "run")
+    with monkeypatch.context() as patch:  # As if it was killed.
+        patch.setattr(Place, "undo", lambda self: None)
+        ends(path, chosen, SystemExit(), trained=False, data="0")
+    assert goes_on(path, chosen)
+    with run_in(path, chosen, {"data": "1"}):
+        assert sorted(each.name for each in path.iterdir()) == [".lock", "config.json"]
+
+
+def test_changed_data_is_told_and_can_be_overwritten(tmp_path):
+    path, begun = tmp_path / "run", {"plan": ["head"], "data": "0", "backbone": "0"}
+    ends(path, config(path), SystemExit(), **begun)
+    changed = {**begun, "data": "1"}
+    with (
+        pytest.raises(UserError, match="plan, data, backbone, and data changed since") as told,
+        run_in(path, config(path), changed),
+    ):
+        raise AssertionError
+    assert str(told.value).endswith("Replace it with --overwrite, or name another folder.")
+    chosen = config(path, overwrite=True)
+    with run_in(path, chosen, begun):
+        assert (path / "checkpoints").exists(), "the same is gone on with, --overwrite or not"
+    ends(path, chosen, SystemExit(), **begun)
+    with run_in(path, chosen, changed):
+        assert not (path / "checkpoints").exists()
+        assert not (path / "metrics.jsonl").exists()
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory) -> str:
+    """A network with dropout, the state of which is no weight."""
+    keras.utils.set_random_seed(1)
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Rescaling(1 / 127.5, -1),
+            keras.layers.Conv2D(4, 3, strides=2, activation="relu", name="block1_conv"),
+            keras.layers.Conv2D(4, 2, activation="relu", name="block2_conv"),
+            keras.layers.Dropout(0.5),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    path = tmp_path_factory.mktemp("network") / "dropping.keras"
+    network.save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "calls"),
+    [
+        ({"folds": 2, "average": "soup", "plan": "full"}, "finish", 1),
+        ({"protocol": "vtab1k", "batch_size": 200, "plan": "full"}, "finish", 1),
+        ({"adapt": "lora", "boundary_cache": "on", "augment": "light", "views": 2}, "write", 9),
+    ],
+    ids=["folds", "refit", "cached"],
+)
+def test_every_kind_of_run_goes_on_to_the_same_end(
+    tmp_path, monkeypatch, dropping, settings, method, calls
+):
+    monkeypatch.setenv("TFXFER_CACHE_DIR", str(tmp_path / "cache"))
+    steps = {"backbone": dropping, "epochs": 2, "batch_size": 20, "plan": "last_k(k=1)"}
+    source = Bright(side=8, train=1000 if "protocol" in settings else 60, test=20)
+    ended: dict[str, list[np.ndarray]] = {}
+    finish = Checkpoints.finish
+
+    def noted(self, model, state):
+        ended[path.name] = model.get_weights()  # Of the last fold, in the end.
+        finish(self, model, state)
+
+    def exported(model, *rest):
+        ended[path.name] = model.get_weights()
+
+    def run():
+        return tfxfer.finetune(
+            source,
+            workdir=str(path / "run"),
+            checkpoint_seconds=0.0 if method == "write" else 30.0,
+            **{**steps, **settings},
+        )
+
+    monkeypatch.setattr(Checkpoints, "finish", noted)
+    monkeypatch.setattr("tfxfer.methods.finetune.export", exported)
+    path = tmp_path / "whole"
+    whole = run()
+    path = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        act, left = getattr(Checkpoints, method), [None] * calls
+
+        def killing(self, *args):
+            act(self, *args)
+            left.pop()
+            if not left:
+                raise SystemExit
+
+        patch.setattr(Checkpoints, method, killing)
+        with pytest.raises(SystemExit):
+            run()
+    resumed = run()
+    assert whole is not None
+    assert resumed is not None
+    assert (resumed.metrics, resumed.averages) == (whole.metrics, whole.averages)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    for ours, theirs in zip(ended["killed"], ended["whole"], strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_an_edited_plan_is_told_and_leaves_no_line_of_the_old_one(tmp_path, monkeypatch, dropping):
+    def plan_of(*names) -> str:
+        phases = [Phase(name, ("head",), 2, 1e-3) for name in names]
+        write_plan(Plan(tuple(phases), ("block1", "block2")), tmp_path / "plan.json")
+        return str(tmp_path / "plan.json")
+
+    def run(plan, **more):
+        return tfxfer.finetune(
+            Bright(side=8, train=60, test=20),
+            workdir=str(tmp_path / "run"),
+            backbone=dropping,
+            epochs=0,
+            batch_size=20,
+            plan=plan,
+            **more,
+        )
+
+    def killed(self, model, state):
+        raise SystemExit
+
+    monkeypatch.setattr("tfxfer.methods.finetune.export", lambda *args: None)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Checkpoints, "finish", killed)
+        run(plan_of("old", "older"))
+    with pytest.raises(UserError, match=r"and plan changed since.*--overwrite"):
+        run(plan_of("new"))
+    run(plan_of("new"), overwrite=True)
+    assert [line["phase"] for line in lines(tmp_path)] == ["new", "new"]
 
 
 def test_seeds_of_dropout_are_state(tmp_path):

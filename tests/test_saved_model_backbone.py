@@ -146,7 +146,7 @@ def test_under_a_strategy_it_trains_and_freezes_as_without(
     hub_folder, images, labels, mirrored, stages
 ):
     with mirrored.scope():
-        model = FineTuner(load_backbone(str(hub_folder)), keras.layers.Dense(3))
+        model = FineTuner(load_backbone(str(hub_folder), bn="stage"), keras.layers.Dense(3))
         model.unfreeze([*stages, "head"])
         before = [values(stage.learned) for stage in model.backbone.stages]
         statistics = [values(stage.statistics) for stage in model.backbone.stages]

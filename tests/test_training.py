@@ -254,7 +254,7 @@ def test_other_tasks_are_learned(hub_folder, images, kind):
         else np.hstack([value * 1000, -value])
     )
     data = tf.data.Dataset.from_tensor_slices((images, y.astype(np.float32))).batch(8)
-    model = FineTuner(load_backbone(str(hub_folder)), heads.linear(task, y))
+    model = FineTuner(load_backbone(str(hub_folder), bn="stage"), heads.linear(task, y))
     plan = gradual(model.stage_names, 60, 3e-2)
     results = train(model, plan, data, data, task, patience=60)
     assert {r.metric for r in results} == {"accuracy" if kind == MULTI_LABEL else "rmse"}
@@ -268,7 +268,7 @@ def test_one_phase_on_one_device_is_what_fit_does(hub_folder, data, labels, epoc
 
     def fine_tuner():
         keras.utils.set_random_seed(5)
-        model = FineTuner(load_backbone(str(hub_folder)), keras.layers.Dense(3))
+        model = FineTuner(load_backbone(str(hub_folder), bn="stage"), keras.layers.Dense(3))
         model.unfreeze(model.stage_names)
         return model
 
@@ -350,3 +350,18 @@ def test_the_average_is_what_is_validated_and_kept(model, data, labels):
         average = decay * average + (1 - decay) * kernel
     np.testing.assert_allclose(model.head.get_weights()[0], average, atol=1e-5)
     assert model.evaluate(data, verbose=0)[0] == pytest.approx(result.val_loss, rel=1e-4)
+
+
+def test_batch_normalization_of_a_phase_is_of_that_phase_alone(model, data, labels):
+    names = model.stage_names
+    plan = [Phase("first", names, 1, 1e-3, bn="train"), Phase("second", names, 1, 1e-3)]
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.append(self.model.backbone.bn)
+
+    both = Data(Repeated(data), data)
+    loop.train(model, plan, both, objective(ABC, labels), callbacks=lambda _: [Look()])
+    assert seen == ["train", "stage"]
+    assert model.backbone.bn == "stage"

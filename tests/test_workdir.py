@@ -1,11 +1,18 @@
 """The folder of a run."""
 
+import contextlib
+import errno
+import fcntl
+import itertools
 import json
+import os
+import shutil
 
 import pytest
 
 from tfxfer.config import RunConfig
 from tfxfer.errors import UserError
+from tfxfer.locks import lock
 from tfxfer.report.workdir import choose_workdir, run_in, write_json
 
 
@@ -72,6 +79,174 @@ def test_run_that_fails_puts_the_old_one_back(taken, failure):
     assert {file: file.read_bytes() for file in taken.rglob("*") if file.is_file()} == before
 
 
+class Killed(BaseException):
+    """No system call comes after it, as if the process was killed."""
+
+
+_CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir")
+
+
+@contextlib.contextmanager
+def killed_after(calls: int):
+    """Lets so many calls that change the folder happen; gives how many there were."""
+    seen = []
+
+    def counted(call):
+        def wrapper(*args, **kwargs):
+            if len(seen) == calls:
+                raise Killed
+            seen.append(call)
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _CALLS:
+            patch.setattr(os, name, counted(getattr(os, name)))
+        with contextlib.suppress(Killed):
+            yield seen
+
+
+def begin(path, trains=True, error: BaseException | None = None, **changes):
+    """A run that writes something of everything and, if there is no error, succeeds."""
+    chosen = config(path, overwrite=True, **changes)
+    with run_in(choose_workdir(chosen), chosen):
+        (path / "metrics.jsonl").write_text("new")
+        (path / "plan.json").write_text("new")
+        step = path / "checkpoints" / "model" / "step"
+        step.mkdir(parents=True)
+        if trains:
+            (step / "checkpoint").write_text("new")
+        (path / "saved_model").mkdir()
+        (path / "saved_model" / "saved_model.pb").write_text("new")
+        if error is not None:
+            raise error
+        (path / "results.json").write_text("new")
+
+
+def contents(path) -> dict:
+    """All files of a run, but for the time at which they were written."""
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def mistake() -> UserError:
+    return UserError("wrong", "mend it")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Versions of packages take long to find."""
+    monkeypatch.setattr("tfxfer.report.workdir._PACKAGES", ("tfxfer",))
+
+
+def kills(taken, tmp_path, act):
+    """Does something again and again in a copy of a folder, killed after 0, 1, 2 ... calls.
+
+    Gives each folder as it was left, with whether the process lived to its end.
+    """
+    start = tmp_path / "start"
+    taken.rename(start)
+    for calls in itertools.count():
+        shutil.copytree(start, taken)
+        with killed_after(calls) as seen:
+            act()
+        alive = len(seen) < calls
+        yield alive
+        shutil.rmtree(taken)
+        if alive:
+            assert calls > 10, "each call was tried"
+            return
+
+
+def test_old_run_survives_a_kill_at_any_moment(quick, taken, tmp_path):
+    """As it is replaced by one that fails: by itself, or over one that was killed before."""
+    old = contents(taken)
+
+    def fails(seed):
+        with pytest.raises(UserError, match="wrong"):
+            begin(taken, trains=False, error=mistake(), seed=seed)
+
+    def overwritten():
+        with killed_after(10**6):
+            begin(taken, error=Killed(), seed=1)
+        fails(2)
+
+    for act in (lambda: fails(1), overwritten):
+        for _ in kills(taken, tmp_path, act):
+            with pytest.raises(UserError, match="must not hold another run"):
+                choose_workdir(config(taken, seed=3))  # Nobody asked to replace it.
+            fails(3)
+            assert contents(taken) == old
+            assert names(taken) == ["config.json", "notes.txt", "results.json", "saved_model"]
+        (tmp_path / "start").rename(taken)
+
+
+def test_new_run_is_whole_or_not_done_at_any_moment(quick, taken, tmp_path):
+    for alive in kills(taken, tmp_path, lambda: begin(taken, seed=1)):
+        with pytest.raises(UserError, match="must not hold another run"):
+            choose_workdir(config(taken, seed=3))
+        results = taken / "results.json"
+        if results.exists() and results.read_text() == "new":
+            assert json.loads((taken / "config.json").read_text())["seed"] == 1
+            assert not (taken / ".replaced").exists()
+        else:
+            assert not alive
+        begin(taken, seed=4)
+        assert json.loads((taken / "config.json").read_text())["seed"] == 4
+        assert not [name for name in names(taken) if name.startswith(".")]
+
+
+def test_run_that_fails_when_all_is_written_is_whole_or_undone(quick, taken, tmp_path):
+    old = contents(taken)
+
+    def fails():
+        chosen = config(taken, overwrite=True, seed=1)
+        with pytest.raises(UserError), run_in(choose_workdir(chosen), chosen):
+            (taken / "saved_model").mkdir()
+            (taken / "results.json").write_text("new")
+            raise mistake()
+
+    for _ in kills(taken, tmp_path, fails):
+        with pytest.raises(UserError, match="must not hold another run"):
+            choose_workdir(config(taken))
+        if (taken / "results.json").exists() and (taken / "results.json").read_text() == "new":
+            assert (taken / "saved_model").exists()
+        else:
+            with pytest.raises(UserError, match="wrong"):
+                begin(taken, trains=False, error=mistake())
+            assert contents(taken) == old
+
+
+def test_what_a_killed_undo_left_is_of_a_run(quick, tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+
+    def fails():
+        with pytest.raises(UserError, match="wrong"):
+            begin(path, trains=False, error=mistake())
+
+    for _ in kills(path, tmp_path, fails):
+        fails()
+        assert names(path) == ["notes.txt"]
+
+
+def test_an_unfinished_run_is_overwritten_as_often_as_one_likes(tmp_path):
+    path = tmp_path / "run"
+    for seed in range(3):
+        with killed_after(10**6):
+            begin(path, error=Killed(), seed=seed)
+        assert json.loads((path / "config.json").read_text())["seed"] == seed
+    begin(path, seed=3)
+    assert names(path) == [
+        "config.json",
+        "metrics.jsonl",
+        "plan.json",
+        "results.json",
+        "saved_model",
+    ]
+
+
 def test_run_that_fails_leaves_nothing(tmp_path):
     chosen = config(tmp_path / "a" / "b")
     with pytest.raises(RuntimeError), run_in(choose_workdir(chosen), chosen):
@@ -130,3 +305,88 @@ def test_file_in_the_way_is_refused(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match="must be a folder"):
             choose_workdir(config(path))
+
+
+def test_a_lock_that_was_removed_is_no_lock(tmp_path, monkeypatch):
+    """One process opens the file, and another one that had it removes it before it is locked."""
+    flock, calls = fcntl.flock, []
+
+    def late(file, how):
+        if not calls:
+            (tmp_path / "lock").unlink()
+        calls.append(how)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(FileNotFoundError):
+        lock(tmp_path / "lock", "w")
+    with lock(tmp_path / "lock", "w"), pytest.raises(BlockingIOError):
+        lock(tmp_path / "lock", "w")
+    calls.clear()
+    chosen = config(tmp_path / "run")
+    with (
+        run_in(choose_workdir(chosen), chosen),
+        pytest.raises(UserError, match="is going on"),
+        run_in(tmp_path / "run", chosen),
+    ):
+        raise AssertionError
+
+
+def test_lock_made_anew_in_between_is_of_somebody_else(tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def late(file, how):
+        (tmp_path / "lock").unlink()
+        (tmp_path / "lock").touch()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(FileNotFoundError):
+        lock(tmp_path / "lock", "w")
+
+
+def test_full_disk_is_told_in_a_line(tmp_path):
+    path = tmp_path / "run"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match=r"must have room, and is full. Make some\.$"):
+        begin(path, trains=False, error=full)
+    assert not path.exists()
+    with pytest.raises(UserError, match=rf"is full. Make some; .*--workdir={path} goes on"):
+        begin(path, error=full)
+    assert (path / "checkpoints").exists()
+    with pytest.raises(OSError, match="broken"):
+        begin(path, error=OSError(errno.EIO, "broken"), seed=1)
+
+
+def test_full_disk_as_the_folder_is_claimed(taken, monkeypatch):
+    before = contents(taken)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tfxfer.report.workdir.write_json", full)
+    with pytest.raises(UserError, match="must have room"):
+        begin(taken)
+    assert contents(taken) == before
+
+
+def test_what_killed_processes_were_writing_is_removed(taken):
+    def litter():
+        (taken / ".unfinished-77-model.keras").touch()
+        (taken / ".unfinished-embeddings-x").mkdir()
+        (taken / "mine").mkdir(exist_ok=True)
+        (taken / "mine" / ".unfinished-1-x").touch()
+
+    litter()
+    weights = taken / "checkpoints" / "model" / "weights"
+    with pytest.raises(KeyboardInterrupt):
+        begin(taken, error=KeyboardInterrupt())
+    assert not list(taken.glob(".unfinished-*"))
+    litter()
+    weights.mkdir()
+    (weights / ".unfinished-77-phase-1.npz").touch()
+    chosen = config(taken)
+    with run_in(choose_workdir(chosen), chosen):
+        assert not list(taken.glob(".unfinished-*"))
+        assert list(weights.iterdir()) == []
+    assert (taken / "mine" / ".unfinished-1-x").exists(), "of no run"

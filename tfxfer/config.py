@@ -13,7 +13,7 @@ from tfxfer.errors import UserError
 from tfxfer.task import KINDS
 
 MODES = ("finetune", "extract", "embed", "lr_find", "inspect", "cache")
-BATCH_NORM = ("stage", "freeze", "train")
+BATCH_NORM = ("freeze", "stage", "train")
 PROTOCOLS = ("standard", "vtab1k")
 AUGMENT = ("none", "light", "randaugment")
 MIX = ("none", "mixup", "cutmix")
@@ -141,9 +141,9 @@ class RunConfig:
         "searched in the paths of the weights; found out if empty.",
     )
     bn: str = _setting(
-        "stage",
-        "Where batch normalization goes by the batch in training: in the stages that train "
-        "(stage), nowhere (freeze) or everywhere (train).",
+        "freeze",
+        "Where batch normalization goes by the batch in training: nowhere (freeze), in the stages "
+        "that train (stage) or everywhere (train).",
     )
     self_check: bool = _setting(
         True, "Refuse a backbone whose features or value range look wrong on the first images."
@@ -215,7 +215,11 @@ class RunConfig:
     checkpoint_seconds: float = _setting(
         30.0, "Seconds between two checkpoints that a run which was killed goes on from."
     )
-    overwrite: bool = _setting(False, "Replace the run in --workdir.")
+    overwrite: bool = _setting(
+        False,
+        "Replace the run in --workdir; but an unfinished one of the same settings, data and "
+        "backbone is gone on with.",
+    )
     dry_run: bool = _setting(False, "Prepare the dataset, print the plan and stop.")
     debug: bool = _setting(
         False, "Show the traceback of a mistake, and TensorFlow's notes as it starts."

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.backbones import Backbone
+from tfxfer.files import written_whole
 from tfxfer.models.base import BackboneModel
 from tfxfer.task import MULTI_LABEL, REGRESSION, Task
 
@@ -114,19 +114,11 @@ def served_outputs(path: str | os.PathLike, images: tf.data.Dataset) -> np.ndarr
 
 @contextlib.contextmanager
 def _whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a path to write to, which takes the place of `path` when all is written."""
+    """As `written_whole`, in a folder that need not be there."""
     path = Path(path)
-    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with written_whole(path) as unfinished:
         yield unfinished
-        if path.is_dir():
-            shutil.rmtree(path)
-        unfinished.replace(path)
-    finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        unfinished.unlink(missing_ok=True)
 
 
 def save_hub_module(model: keras.Model, path: str | os.PathLike) -> None:

@@ -33,7 +33,7 @@ def load_backbone(
     value_range: tuple[float, float] | None = None,
     data_size: tuple[int, int] | None = None,
     stages: str = "",
-    bn: str = "stage",
+    bn: str = "freeze",
 ) -> Backbone:
     """Loads a pretrained backbone, frozen.
 

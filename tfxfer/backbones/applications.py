@@ -54,7 +54,7 @@ def load_application(
     image_size: tuple[int, int] | None = None,
     data_size: tuple[int, int] | None = None,
     pattern: str = "",
-    bn: str = "stage",
+    bn: str = "freeze",
 ) -> KerasBackbone:
     """Builds a network of `keras.applications` without its classifier.
 

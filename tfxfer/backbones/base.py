@@ -229,7 +229,7 @@ class Backbone(keras.layers.Layer):
         """
         raise NotImplementedError
 
-    def regroup(self, pattern: str = "", bn: str = "stage") -> None:
+    def regroup(self, pattern: str = "", bn: str = "freeze") -> None:
         """Groups the weights into other stages, and freezes them all.
 
         Args:

@@ -1,7 +1,7 @@
 """Where a network is cut in two, so that its frozen beginning need not run again and again."""
 
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,9 @@ import tensorflow as tf
 
 from tfxfer.backbones.base import Backbone
 from tfxfer.backbones.network import KerasBackbone
+
+# What Keras' own layers call the strength of their noise; without any they are the same always.
+_OWN_RATES = ("rate", "stddev", "dropout", "recurrent_dropout", "drop_path_rate")
 
 
 class Boundary:
@@ -45,6 +48,17 @@ class Boundary:
         operations = [operation for piece in before for operation in piece.operations]
         found = [weight for each in operations for weight in getattr(each, "weights", ())]
         self.weights = tuple({id(weight): weight for weight in found}.values())
+
+    def shape(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Tells the shape of what the beginning makes of one image, and runs nothing.
+
+        Args:
+            size: Height and width of the images.
+        """
+        x: Any = keras.KerasTensor((1, *(self.contract.size or size), self.contract.channels))
+        for piece in self._before:
+            (x,) = piece.compute_output_spec([x])
+        return tuple(x.shape[1:])
 
     @functools.cached_property
     def prefix(self) -> Any:
@@ -202,11 +216,21 @@ def _by_chance(layer: keras.layers.Layer) -> bool:
     """Whether a frozen layer may do something else in training than in inference."""
     if not layer._call_has_training_arg or isinstance(layer, keras.layers.BatchNormalization):
         return False
-    if getattr(layer, "rate", None) == 0:
+    own = type(layer).__module__.startswith("keras.")
+    names = _OWN_RATES if own else _OWN_RATES[:1]
+    rates = [getattr(layer, name) for name in names if hasattr(layer, name)]
+    if rates and not any(rates):
         return False
+    if type(layer) in (keras.layers.Dense, keras.layers.EinsumDense):
+        return layer.quantization_mode == "float8"  # Whose scales move in training.
+    if type(layer) in (keras.layers.Resizing, keras.layers.CenterCrop):
+        return False
+    if type(layer) is keras.layers.Lambda:
+        return layer._fn_expects_training_arg
+    if isinstance(layer, keras.layers.SpectralNormalization):
+        return True  # It moves its kernel in training.
     # Keras' own layers of layers pass it on to these.
-    keras_own = type(layer).__module__.startswith("keras.")
-    return not (keras_own and list(layer._flatten_layers(include_self=False)))
+    return not (own and list(layer._flatten_layers(include_self=False)))
 
 
 def _run(pieces: tuple[keras.Function, ...], x: tf.Tensor, training: bool) -> tf.Tensor:

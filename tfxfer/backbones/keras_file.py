@@ -27,7 +27,7 @@ def load_keras_file(
     image_size: tuple[int, int] | None = None,
     value_range: tuple[float, float] | None = None,
     pattern: str = "",
-    bn: str = "stage",
+    bn: str = "freeze",
 ) -> Backbone:
     """Loads a whole Keras model from a file, without its classifier.
 

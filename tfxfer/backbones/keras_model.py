@@ -22,7 +22,7 @@ def load_keras_model(
     image_size: tuple[int, int] | None = None,
     value_range: tuple[float, float] | None = None,
     pattern: str = "",
-    bn: str = "stage",
+    bn: str = "freeze",
 ) -> KerasBackbone:
     """Makes a backbone of a Keras model, which keeps its weights: they are shared, not copied.
 

@@ -46,7 +46,7 @@ class KerasBackbone(Backbone):
         family: str = "",
         source: str = "a Keras model",
         pattern: str = "",
-        bn: str = "stage",
+        bn: str = "freeze",
         unfrozen: list[str] | tuple[str, ...] = (),
         fingerprint: str = "",
         **kwargs,

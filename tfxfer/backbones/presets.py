@@ -16,7 +16,7 @@ def load_preset(
     image_size: tuple[int, int] | None = None,
     value_range: tuple[float, float] | None = None,
     pattern: str = "",
-    bn: str = "stage",
+    bn: str = "freeze",
 ) -> KerasBackbone:
     """Loads an image backbone through KerasHub's `from_preset`.
 

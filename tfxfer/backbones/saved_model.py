@@ -73,7 +73,7 @@ class SavedModelBackbone(Backbone):
         image_size: tuple[int, int] | None = None,
         value_range: tuple[float, float] | None = None,
         pattern: str = "",
-        bn: str = "stage",
+        bn: str = "freeze",
         unfrozen: list[str] | tuple[str, ...] = (),
         **kwargs,
     ):

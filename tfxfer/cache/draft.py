@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
 import mmap
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfxfer.errors import UserError
+from tfxfer.locks import lock
 
 FORMAT = 1
 """Part of every key: to be raised when what is stored for the same key is another thing."""
@@ -133,22 +133,6 @@ def open_draft(target: Path, shapes: Shapes) -> Draft:
         # Until it is locked, another process may take it for one that was left.
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
             return Draft(folder, lock(folder / PROGRESS, "x+"), shapes)
-
-
-def lock(file: Path, mode: str) -> io.FileIO:
-    """Opens a file for this process alone, until it is closed.
-
-    Raises:
-        OSError: If another process has it, or has removed it meanwhile.
-    """
-    opened = io.FileIO(file, mode)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.stat()
-    except OSError:
-        opened.close()
-        raise
-    return opened
 
 
 def recorded(progress: io.FileIO) -> int:

@@ -29,12 +29,12 @@ from tfxfer.cache.draft import (
     Draft,
     Parts,
     Shapes,
-    lock,
     open_draft,
     recorded,
     reported,
     sync,
 )
+from tfxfer.locks import lock
 
 _ROOT = "TFXFER_CACHE_DIR"
 _KIND = re.compile(r"[a-z_]+")

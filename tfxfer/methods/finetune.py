@@ -19,7 +19,6 @@ from tfxfer.data.parts import Part, Splits
 from tfxfer.data.pipeline import batches
 from tfxfer.evaluate import (
     AnyEvaluation,
-    example_losses,
     inference,
     predict,
     score,
@@ -29,6 +28,7 @@ from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.exported import export
 from tfxfer.methods.opening import Opened, config_for, opened
 from tfxfer.methods.tuner import (
+    check_devices,
     is_soft,
     new_model,
     plan_of,
@@ -45,7 +45,7 @@ from tfxfer.report.console import Console
 from tfxfer.report.plots import phase_curves
 from tfxfer.report.result import Result
 from tfxfer.training.averaging import Averaged, greedy_soup, wise_ft
-from tfxfer.training.boundary import BoundaryCache, Choice
+from tfxfer.training.boundary import BoundaryCache, Choice, places
 from tfxfer.training.callbacks import MetricsLog
 from tfxfer.training.checkpoints import Checkpoints
 from tfxfer.training.forward_time import forward_seconds
@@ -71,26 +71,40 @@ def run(
 
     Raises:
         UserError: If dataset or backbone cannot be used, or training diverges. Whatever is
-            raised, the workdir is left as it was.
+            raised, the workdir is left as it was, unless there are checkpoints to go on from.
     """
     source = source or configured_source(config)
     given, config = config, ruled(config, source.info)
     with naming_bad_examples(config, source):
         shared = opened(config, source)
-        pretrained = shared.backbone.get_weights()
+        # All variables, since seeds of dropout are no weights.
+        pretrained = [(each, each.numpy()) for each in shared.backbone.variables]
         model = new_model(shared, shared.data.splits[0].train)
         plan = plan_of(shared, model)
-        job = _Job(**vars(shared), path=path, console=console, pretrained=pretrained)
-        choices = job.boundaries(model, job.data.splits[0]).choose(plan.phases, config.batch_size)
+        check_devices(shared)
+        identity = {
+            "plan": dataclasses.asdict(plan),
+            "data": shared.data.source.fingerprint,
+            "backbone": shared.backbone.fingerprint,
+        }
+        job = _Job(
+            **vars(shared), path=path, console=console, pretrained=pretrained, identity=identity
+        )
+        before = workdir.places_before(path, given)
+        kept = job.boundaries(model, job.data.splits[0])
+        choices = kept.choose(plan.phases, config.batch_size, before)
+        job.places.update(places(choices))
         _show(job, model, plan, choices)
         if config.dry_run:
             return None
-        with workdir.run_in(path, given):
+        with workdir.run_in(path, given, identity):
             write_plan(plan, path / workdir.PLAN)
+            (path / workdir.CHECKPOINTS).mkdir(exist_ok=True)
+            workdir.write_json(path / workdir.PLACES, job.places)
             result = (_cross_validate if config.folds else _train_one)(job, model, plan)
-            lines = (path / workdir.METRICS).read_text(encoding="utf-8").splitlines()
-            undone = [(name, each.name) for name, each in job.undone]
-            if lines:
+            if (path / workdir.METRICS).is_file():  # Not if the head was solved, and that was all.
+                lines = (path / workdir.METRICS).read_text(encoding="utf-8").splitlines()
+                undone = [(name, each.name) for name, each in job.undone]
                 phase_curves(list(map(json.loads, lines)), path / workdir.CURVES, undone)
             workdir.write_json(path / workdir.RESULTS, result.to_dict())
         console.close(result, path)
@@ -121,16 +135,27 @@ class _Job(Opened):
     Attributes:
         path: The workdir.
         console: Where to say what happens.
-        pretrained: Weights of the backbone.
+        pretrained: Variables of the backbone and their values before training.
+        identity: What training depends on besides the settings.
+        places: Where frozen stages end whose outputs are kept, by phase; the same after a kill.
         undone: Names of models and phases that were undone, as they come.
         averages: What was averaged, as it comes.
     """
 
     path: Path
     console: Console
-    pretrained: list[np.ndarray]
+    pretrained: list[tuple[keras.Variable, np.ndarray]]
+    identity: dict[str, Any]
+    places: dict[str, str] = field(default_factory=dict)
     undone: list[tuple[str, PhaseResult]] = field(default_factory=list)
     averages: list[Averaged] = field(default_factory=list)
+
+    def new_model(self, splits: Splits) -> FineTuner:
+        """Makes another model, which starts as the first one did."""
+        keras.utils.set_random_seed(self.config.seed)
+        for variable, value in self.pretrained:
+            variable.assign(value)
+        return new_model(self, splits.train)
 
     def boundaries(self, model: FineTuner, splits: Splits) -> BoundaryCache:
         """Returns what keeps the outputs of frozen stages."""
@@ -140,7 +165,7 @@ class _Job(Opened):
             cache=self.cache,
             train=splits.train,
             validation=splits.validation,
-            sharing=self.sharing(splits.train.split) + self.sharing(splits.validation.split),
+            sharing=self.data.splits,
             mode=config.boundary_cache,
             augment=config.augment,
             views=config.views,
@@ -162,11 +187,11 @@ class _Job(Opened):
         self, model: FineTuner, plan: Plan, splits: Splits, name: str = ""
     ) -> tuple[PhaseResult, ...]:
         """Trains a model on one of the splits; low-rank additions are merged at the end."""
-        checkpoints = self._checkpoints(plan, name)
+        checkpoints = self._checkpoints(name)
         phases = self._train(model, plan.phases, splits.train, splits.validation, name, checkpoints)
         merge(self.backbone)
         if self.config.average != "none":
-            averaged = self._average(model, splits.validation, plan.phases, checkpoints)
+            averaged = self._average(model, splits, plan.phases, checkpoints)
             self.averages.append(averaged)
             self.console.averaged(averaged)
         self.undone.extend((name, phase) for phase in phases if not phase.kept)
@@ -175,7 +200,7 @@ class _Job(Opened):
     def train_again(self, model: FineTuner, plan: Sequence[Phase], part: Part) -> None:
         """Trains a model for as long as phases say, on all that may be trained on."""
         name = "refit"
-        checkpoints = self._checkpoints(Plan(tuple(plan)), name)
+        checkpoints = self._checkpoints(name)
         self._train(model, plan, part, None, name, checkpoints)
         merge(self.backbone)
 
@@ -193,7 +218,7 @@ class _Job(Opened):
         kept = replace(
             self.boundaries(model, self.data.splits[0]), train=train_part, validation=validation
         )
-        choices = kept.choose(plan, config.batch_size)
+        choices = kept.choose(plan, config.batch_size, self.places)
         return train(
             model,
             plan,
@@ -217,29 +242,23 @@ class _Job(Opened):
             verbose=self.console.verbose,
         )
 
-    def _checkpoints(self, plan: Plan, name: str) -> Checkpoints:
+    def _checkpoints(self, name: str) -> Checkpoints:
         folder = self.path / workdir.CHECKPOINTS / (name.replace(" ", "-") or "model")
-        identity = {
-            "plan": dataclasses.asdict(plan),
-            "data": self.data.source.fingerprint,
-            "backbone": self.backbone.fingerprint,
-        }
-        return Checkpoints(folder, identity, self.config.checkpoint_seconds)
+        return Checkpoints(folder, self.identity, self.config.checkpoint_seconds)
 
     def _average(
         self,
         model: FineTuner,
-        validation: Part,
+        splits: Splits,
         plan: Sequence[Phase],
         checkpoints: Checkpoints,
     ) -> Averaged:
         """Averages weights that training left on the disk; validation judges."""
-        data = self.evaluated(validation)
-        step = inference(model, data)
+        data = self.evaluated(splits.validation)
+        step, aim = inference(model, data), training_objective(self, splits.train)
 
         def loss_of(model: keras.Model) -> float:
-            outputs, y = predict(model, data, step)
-            return float(np.mean(example_losses(self.task, outputs, y)))
+            return float(aim.example_losses(*predict(model, data, step)).mean())
 
         trained = model.get_weights()
         if self.config.average == "soup":
@@ -275,7 +294,8 @@ def _train_one(job: _Job, model: FineTuner, plan: Plan) -> Result:
         phases = job.train(model, plan, splits)
         validation = score(job.task, *predict(model, job.evaluated(splits.validation)))
         if job.config.protocol == "vtab1k":
-            model = _started_again(job, splits, start)
+            model = job.new_model(splits)
+            model.set_weights(start)
             both = _both(splits.train, splits.validation)
             job.console.refit(both)
             job.train_again(model, _as_long(plan.phases, phases), both)
@@ -287,14 +307,6 @@ def _train_one(job: _Job, model: FineTuner, plan: Plan) -> Result:
     return job.result(model, metrics, phases=phases, export=check, averages=tuple(job.averages))
 
 
-def _started_again(job: _Job, splits: Splits, start: Sequence[np.ndarray]) -> FineTuner:
-    """Makes a model of the pretrained backbone again, with the head that it started with."""
-    job.backbone.set_weights(job.pretrained)
-    model = new_model(job, splits.train)
-    model.set_weights(start)
-    return model
-
-
 def _cross_validate(job: _Job, model: FineTuner, plan: Plan) -> Result:
     """Trains and scores a model for each fold, each from the same pretrained weights."""
     scores: dict[str, AnyEvaluation] = {}
@@ -302,9 +314,7 @@ def _cross_validate(job: _Job, model: FineTuner, plan: Plan) -> Result:
     for number, splits in enumerate(job.data.splits, start=1):
         name = f"fold {number}"
         if number > 1:
-            keras.utils.set_random_seed(job.config.seed)
-            job.backbone.set_weights(job.pretrained)
-            model = new_model(job, splits.train)
+            model = job.new_model(splits)
         with job.timed("training"):
             phases += job.train(model, plan, splits, name)
         with job.timed("evaluation"):

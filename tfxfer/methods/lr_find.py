@@ -11,6 +11,7 @@ from tfxfer.errors import UserError
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.opening import Opened, config_for, opened
 from tfxfer.methods.tuner import (
+    check_devices,
     new_model,
     training_batches,
     training_objective,
@@ -64,8 +65,8 @@ def run(
     source = source or configured_source(config)
     with naming_bad_examples(config, source):
         shared = opened(config, source)
-        train = shared.data.splits[0].train
-        model = new_model(shared, train)
+        check_devices(shared)
+        model = new_model(shared, shared.data.splits[0].train)
         plan = make_plan(config.plan, model.stage_names, 1, config.learning_rate)
         scales = _scales(config, model.stage_names)
         device = distribute.describe(shared.strategy)

@@ -34,18 +34,8 @@ from tfxfer.training.objective import Objective, objective
 from tfxfer.training.settings import Settings
 
 _EPOCHS = 8
-_RULED = (
-    "plan",
-    "layer_decay",
-    "schedule",
-    "warmup",
-    "optimizer",
-    "learning_rate",
-    "epochs",
-    "batch_size",
-    "mix",
-    "augment",
-)
+_OF_PLAN = ("layer_decay", "schedule", "warmup", "learning_rate", "epochs", "patience")
+_RULED = ("plan", *_OF_PLAN, "optimizer", "batch_size", "mix", "augment")
 _LOOKED_AT = 8  # Batches that choose the stages of `surgical`.
 _SOUP = 5  # Epochs whose weights are candidates for a soup.
 
@@ -65,11 +55,10 @@ def ruled(config: RunConfig, data: DataInfo) -> RunConfig:
     """
     if config.rule == "none":
         return config
-    for name in _RULED:
-        if getattr(config, name) != RunConfig.__dataclass_fields__[name].default:
-            raise UserError(
-                f"--rule={config.rule} sets {name} itself", f"Leave --{name} or --rule out."
-            )
+    for name in _given(config, _RULED):
+        raise UserError(
+            f"--rule={config.rule} sets {name} itself", f"Leave --{name} or --rule out."
+        )
     rule = bit(_examples(config, data), _size(data))
     open_size = not config.image_size and config.backbone.startswith("keras:")
     # Only images have a size, and only some networks leave it open.
@@ -83,9 +72,22 @@ def ruled(config: RunConfig, data: DataInfo) -> RunConfig:
     )
 
 
+def _given(config: RunConfig, names: Sequence[str]) -> list[str]:
+    """Returns the settings that are not as they are if nobody gives them."""
+    defaults = RunConfig.__dataclass_fields__
+    return [name for name in names if getattr(config, name) != defaults[name].default]
+
+
 def _examples(config: RunConfig, data: DataInfo) -> int:
-    given = max(data.examples.values())
-    return min(given, config.max_examples) if config.max_examples else given
+    """Returns how many examples will be trained on, at most."""
+    if config.protocol == "vtab1k":
+        return 1000
+    most = [data.examples.get("train", max(data.examples.values()))]
+    if config.max_examples:
+        most.append(config.max_examples)
+    if config.shots:
+        most.append(config.shots * data.task.units)
+    return min(most)
 
 
 def _size(data: DataInfo) -> tuple[int, int] | None:
@@ -110,6 +112,20 @@ def new_model(shared: Opened, train: Part) -> FineTuner:
     return model
 
 
+def check_devices(shared: Opened) -> None:
+    """Checks that steps can be taken as a config asks, on the devices that there are.
+
+    Raises:
+        UserError: If XLA is to compile for several.
+    """
+    replicas = shared.strategy.num_replicas_in_sync
+    if shared.config.jit and replicas > 1:
+        raise UserError(
+            f"--jit compiles steps for one device, and there are {replicas}",
+            "Leave it out, or show TensorFlow one device.",
+        )
+
+
 def plan_of(shared: Opened, model: FineTuner) -> Plan:
     """Returns the plan that a config asks for.
 
@@ -128,6 +144,14 @@ def plan_of(shared: Opened, model: FineTuner) -> Plan:
     if leaves_choice(config.plan):
         chosen = _chosen(shared, model)
     plan = make_plan(config.plan, stages, config.epochs or _EPOCHS, config.learning_rate, chosen)
+    if is_file(config.plan) and (given := _given(config, _OF_PLAN)):
+        raise UserError(
+            f"--plan={config.plan} says {given[0]} itself", f"Leave --{given[0]} out, or edit it."
+        )
+    if config.plan.startswith("fastai") and (given := _given(config, ("schedule", "warmup"))):
+        raise UserError(
+            f"--plan=fastai is one cycle, and has its own {given[0]}", f"Leave --{given[0]} out."
+        )
     if is_file(config.plan):
         return plan
     phases = with_layer_decay(plan.phases, stages, config.layer_decay)

@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tfxfer.errors import UserError
+from tfxfer.files import written_whole
 from tfxfer.plan.base import Phase, Plan
 
 _PHASES, _FROZEN = "phases", "frozen"
@@ -26,10 +27,9 @@ def write_plan(plan: Plan, path: Path) -> None:
         lines = (f"      {_json(f.name)}: {_json(getattr(phase, f.name))}" for f in fields(Phase))
         phases.append("    {\n" + ",\n".join(lines) + "\n    }")
     listed = ",\n".join(phases)
-    path.write_text(
-        f'{{\n  "{_PHASES}": [\n{listed}\n  ],\n  "{_FROZEN}": {_json(plan.frozen)}\n}}\n',
-        encoding="utf-8",
-    )
+    text = f'{{\n  "{_PHASES}": [\n{listed}\n  ],\n  "{_FROZEN}": {_json(plan.frozen)}\n}}\n'
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def read_plan(path: Path) -> Plan:

@@ -5,12 +5,13 @@ Matplotlib is imported as the first one is drawn.
 
 import contextlib
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tfxfer.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,9 +209,5 @@ def _picture(path: Path, width: float, height: float) -> Iterator["Figure"]:
         figure = Figure((width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
-        try:
+        with written_whole(path) as unfinished:
             figure.savefig(unfinished, format="png", dpi=_DPI)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)

@@ -2,20 +2,21 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tfxfer.config import INVOCATION, RunConfig
 from tfxfer.errors import UserError
+from tfxfer.files import UNFINISHED, remove, remove_unfinished, written_whole
+from tfxfer.locks import lock
+from tfxfer.report.replacing import Place
 
 CONFIG = "config.json"
 RESULTS = "results.json"
@@ -27,10 +28,10 @@ LR_CURVE = "lr_find.png"
 CURVES = "curves.png"
 PLAN = "plan.json"
 CHECKPOINTS = "checkpoints"
+PLACES = f"{CHECKPOINTS}/places.json"
 
 _ALL = (
     CONFIG,
-    RESULTS,
     METRICS,
     PLAN,
     CHECKPOINTS,
@@ -39,10 +40,12 @@ _ALL = (
     EMBEDDINGS,
     LR_CURVE,
     CURVES,
+    RESULTS,
 )
 # What a run that goes on needs of the process that was killed; the rest it makes again.
 _OF_TRAINING = (CONFIG, METRICS, PLAN, CHECKPOINTS)
-_LOCK, _REPLACED = ".lock", ".replaced"
+_LOCK = ".lock"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _PACKAGES = (
     "tfxfer",
     "tensorflow",
@@ -57,6 +60,8 @@ _PACKAGES = (
 def choose_workdir(config: RunConfig) -> Path:
     """Names the folder of a run and checks that it can be written, without leaving anything there.
 
+    What another process left half-done there, killed as it replaced a run, is put in order.
+
     Args:
         config: Its `workdir`, or a new folder under `runs/` if that is empty.
 
@@ -65,7 +70,7 @@ def choose_workdir(config: RunConfig) -> Path:
 
     Raises:
         UserError: If the folder cannot be written, holds another run and `overwrite` is off, or
-            holds files of the same names that are of no run.
+            holds files of the same names that are of no run. Or if a run is going on in it.
     """
     if config.workdir:
         path = Path(config.workdir).expanduser()
@@ -79,7 +84,7 @@ def choose_workdir(config: RunConfig) -> Path:
     created = []
     try:
         created = _make_folders(path)
-        with tempfile.TemporaryDirectory(dir=path, prefix=".tfxfer-"):
+        with tempfile.TemporaryDirectory(dir=path, prefix=UNFINISHED):
             pass
     except OSError as error:
         raise UserError(
@@ -89,6 +94,9 @@ def choose_workdir(config: RunConfig) -> Path:
     finally:
         for folder in reversed(created):
             folder.rmdir()
+    if not _place(path).settled:
+        with _locked(path):
+            _place(path).settle()
     if not goes_on(path, config):
         _check_free(path, config)
     return path
@@ -105,37 +113,100 @@ def goes_on(path: Path, config: RunConfig) -> bool:
 
 
 @contextlib.contextmanager
-def run_in(path: Path, config: RunConfig) -> Iterator[None]:
+def run_in(
+    path: Path, config: RunConfig, identity: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Claims the folder of a run, and writes `config.json` with the versions of the packages.
 
-    If the run fails, what it wrote is removed, and the run that it was to replace is put back. But
-    once it trains, what it wrote stays if it is interrupted or killed, or ends for anything but a
-    mistake of the user's: the same settings go on from there.
+    If the run fails or is interrupted, what it wrote is removed, and the run that it was to replace
+    is put back. But once there are checkpoints to go on from, of this process or of an earlier
+    one, all of it stays, and the message says so.
 
     Args:
         path: What `choose_workdir` returned.
         config: The settings.
+        identity: What training depends on besides, as given to `Checkpoints`.
 
     Raises:
-        UserError: If another run has claimed the folder since.
+        UserError: If another run has claimed the folder since; if an unfinished run of these
+            settings is of another identity, unless it is to be overwritten; or if the disk is full.
     """
     with _removed_if_empty(_make_folders(path)), _locked(path):
-        if goes_on(path, config):
-            for name in set(_present(path)) - set(_OF_TRAINING):
-                _remove(path / name)
+        place = _place(path)
+        place.settle()
+        if goes_on(path, config) and _is_same(path, config, identity or {}):
+            # Of a run without checkpoints nothing can be used, metrics neither.
+            kept = _OF_TRAINING if _can_go_on(path) else (CONFIG,)
+            for name in set(place.present) - set(kept):
+                remove(path / name)
         else:
             _check_free(path, config)
-            _claim(path, config)
-        try:
+            with _disk_full_told(path), place.claimed():
+                write_json(path / CONFIG, _stated(path, config))
+        for folder in (path, *(path / CHECKPOINTS).glob("*/weights")):
+            remove_unfinished(folder)
+        with _going_on_told(path), _disk_full_told(path):
             yield
-        except BaseException as error:
-            if isinstance(error, UserError) or not (path / CHECKPOINTS).is_dir():
-                _undo(path)
-            elif isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt("the same command goes on where it was") from error
+        place.finish()
+
+
+def _is_same(path: Path, config: RunConfig, identity: Mapping[str, Any]) -> bool:
+    """Whether checkpoints are of an identity; it is an error if they are not to be replaced."""
+    if not identity or not _can_go_on(path):
+        return True
+    from tfxfer.training.checkpoints import changed
+
+    names = next(filter(None, (changed(each, identity) for each in _models(path))), "")
+    if names and not config.overwrite:
+        raise UserError(
+            f"--workdir={path} has an unfinished run, which must go on with the same "
+            f"{', '.join(identity)}, and {names} changed since",
+            "Replace it with --overwrite, or name another folder.",
+        )
+    return not names
+
+
+def _can_go_on(path: Path) -> bool:
+    """Whether a run left checkpoints that another process can go on from."""
+    if not (models := _models(path)):
+        return False
+    from tfxfer.training.checkpoints import can_go_on  # Not before: it brings TensorFlow.
+
+    return any(map(can_go_on, models))
+
+
+def _models(path: Path) -> list[Path]:
+    """Returns the folders of checkpoints, of each model that a run trains."""
+    return sorted((path / CHECKPOINTS).glob("*"))
+
+
+@contextlib.contextmanager
+def _going_on_told(path: Path) -> Iterator[None]:
+    """Undoes a run that fails, or says that another process can go on with it."""
+    try:
+        yield
+    except BaseException as error:
+        if not _can_go_on(path):
+            _place(path).undo()
             raise
-        for name in (CHECKPOINTS, _REPLACED):
-            shutil.rmtree(path / name, ignore_errors=True)
+        again = f"the same command with --workdir={path} goes on where it was"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(again) from error
+        if isinstance(error, UserError):
+            error.args = (f"{str(error).rstrip('.')}; {again}.",)
+        raise
+
+
+@contextlib.contextmanager
+def _disk_full_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise UserError(
+            f"The disk of --workdir={path} must have room, and is full", "Make some."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -152,46 +223,48 @@ def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds the folder for this process; the kernel lets go of it when the process ends."""
-    lock = path / _LOCK
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"--workdir={path} must not hold another run, and one is going on in it",
-                "Name another folder, or wait.",
-            ) from error
+    """Holds the folder for this process; the system lets go of it when the process ends."""
+    file = path / _LOCK
+    held = None
+    while held is None:
+        # Not there, if a run ended in between.
+        with _lock_told(path), contextlib.suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
+            held = lock(file, "w")
+    with held:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
-def _claim(path: Path, config: RunConfig) -> None:
-    """Puts another run aside, and writes the settings of this one."""
-    for name in _present(path):
-        (path / _REPLACED).mkdir(exist_ok=True)
-        (path / name).rename(path / _REPLACED / name)
+@contextlib.contextmanager
+def _lock_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"--workdir={path} must not hold another run, and one is going on in it",
+            "Name another folder, or wait.",
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"--workdir={path} must be a folder that can be locked: {error.strerror or error}",
+            "Name another folder.",
+        ) from error
+
+
+def _place(path: Path) -> Place:
+    return Place(path, _ALL, passing=(CHECKPOINTS,))
+
+
+def _stated(path: Path, config: RunConfig) -> dict[str, Any]:
+    """Returns what `config.json` says of a run."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    settings = {**config.to_dict(), "workdir": str(path), "versions": versions}
-    unfinished = path / f".unfinished-{CONFIG}"
-    unfinished.write_text(_json(settings), encoding="utf-8")
-    unfinished.replace(path / CONFIG)
-
-
-def _undo(path: Path) -> None:
-    """Removes what a run wrote, and puts back what it replaced."""
-    for name in _present(path):
-        _remove(path / name)
-    replaced = path / _REPLACED
-    if replaced.is_dir():
-        for old in replaced.iterdir():
-            old.rename(path / old.name)
-        replaced.rmdir()
+    return {**config.to_dict(), "workdir": str(path), "versions": versions}
 
 
 def _make_folders(path: Path) -> list[Path]:
@@ -211,12 +284,8 @@ def _make_folders(path: Path) -> list[Path]:
     return created
 
 
-def _present(path: Path) -> list[str]:
-    return [name for name in _ALL if os.path.lexists(path / name)]
-
-
 def _check_free(path: Path, config: RunConfig) -> None:
-    found = _present(path)
+    found = _place(path).present
     if found and not config.overwrite:
         if _is_unfinished(path) and (changed := _changed(path, config)):
             raise UserError(
@@ -260,18 +329,17 @@ def _changed(path: Path, config: RunConfig) -> str:
     return ""
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def places_before(path: Path, config: RunConfig) -> dict[str, str] | None:
+    """Returns what the run that is gone on with kept of each phase; `None` if there is none."""
+    if not (goes_on(path, config) and (path / PLACES).is_file()):
+        return None
+    return json.loads((path / PLACES).read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file that appears whole or not at all; NaN is a `ValueError`."""
-    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
-    unfinished.write_text(_json(value), encoding="utf-8")
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(_json(value), encoding="utf-8")
 
 
 def _json(value: Any) -> str:

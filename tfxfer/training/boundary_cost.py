@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,91 +57,105 @@ class Cost:
     """What a phase costs up to its boundary, with and without the activations there kept.
 
     Attributes:
-        once: Examples that are kept, views counted.
-        each: Examples of an epoch, those of validation too.
+        held: Images that entries hold, views counted.
+        models: How many, such as those of folds, share them.
+        each: Images of an epoch, those of validation too.
         epochs: How many run.
-        seconds: Of the network up to the boundary, for one example.
-        row_bytes: What is kept of an example.
+        row_bytes: What is kept of an image.
         speed: Of the disk.
     """
 
-    once: int
+    held: int
+    models: int
     each: int
     epochs: float
-    seconds: float
     row_bytes: int
     speed: Speed
 
     @property
-    def without(self) -> float:
-        """Seconds if the network runs in every epoch."""
-        return self.epochs * self.each * self.seconds
-
-    @property
-    def kept(self) -> float:
-        """Seconds if it runs once, and epochs read what it returned."""
-        total = self.once * self.row_bytes
+    def transfer(self) -> float:
+        """Seconds in which all is written once, by one of the models, and read in each epoch."""
+        total = self.held * self.row_bytes
         in_memory = total <= _IN_MEMORY * self.speed.memory_bytes
         read = _MEMORY_BYTES_A_SECOND if in_memory else self.speed.disk
-        written = self.once * self.seconds + total / self.speed.disk
+        written = total / self.models / self.speed.disk
         return written + self.epochs * self.each * self.row_bytes / read
 
-    @property
-    def share(self) -> float:
-        """`kept` over `without`."""
-        return self.kept / self.without
+    def share(self, seconds: float) -> float:
+        """Tells how long it takes if activations are kept, over how long it takes if not.
+
+        Args:
+            seconds: Of the network up to the boundary, for one image.
+        """
+        kept = self.held / self.models * seconds + self.transfer
+        return kept / (self.epochs * self.each * seconds)
+
+    def least_seconds(self, share: float) -> float:
+        """Tells how long the network must take, at least, for `share` not to be above this.
+
+        Returns:
+            Seconds an image; infinite if however slow it is that cannot be.
+        """
+        saved = share * self.epochs * self.each - self.held / self.models
+        return self.transfer / saved if saved > 0 else np.inf
 
 
-@dataclass(frozen=True)
-class Timed:
-    """What a network takes up to a boundary.
+def slow_enough(
+    least: Sequence[float], seconds_of: Callable[[int], float]
+) -> list[tuple[bool, float]]:
+    """Tells which beginnings of a network take long enough, and times few of them.
 
-    Attributes:
-        seconds: For one image.
-        shape: Of what it returns of one image.
-    """
-
-    seconds: float
-    shape: tuple[int, ...]
-
-
-def time_boundaries(
-    boundaries: Sequence[Boundary], part: Part, *, augmented: bool
-) -> dict[tuple[int, ...], Timed]:
-    """Times a network up to each of some boundaries, on images of noise, 16 at most.
+    Each is a part of the next, so that one that is timed tells that those after it take as long,
+    and that those before it do not take longer. The first goes first, since it takes least to try
+    and mostly is the widest.
 
     Args:
-        boundaries: Of one network, input side first.
-        part: Whose images it is for.
-        augmented: Whether they come as floats.
+        least: Seconds that each must take, input side first.
+        seconds_of: Times one, by its position.
 
     Returns:
-        By place of the boundary.
+        Of each, whether, and the seconds that told it.
     """
-    images = _noise(part, boundaries[0].contract.size, augmented)
-    found: dict[tuple[int, ...], Timed] = {}
-    before, given, seconds = None, images, 0.0
-    for boundary in boundaries:
-        if before is not None and boundary.follows(before):
-            run = boundary.since(before)
-        else:
-            run, given, seconds = boundary.prefix, images, 0.0
-        # As it will run over all of them.
-        run = run.get_concrete_function(tf.TensorSpec((None, *given.shape[1:]), given.dtype))
-        run(given)
-        taken = []
-        for _ in range(2):
-            start = time.perf_counter()
-            run(given).numpy()
-            taken.append(time.perf_counter() - start)
-        seconds += min(taken) / len(images)
-        before, given = boundary, tf.cast(run(given), tf.float32)
-        found[boundary.place] = Timed(seconds, tuple(given.shape[1:]))
-    return found
+    found: dict[int, tuple[bool, float]] = {}
+    unknown, at = list(range(len(least))), 0
+    while unknown:
+        tried = unknown[at]
+        seconds = seconds_of(tried)
+        for i in unknown:
+            if i >= tried and seconds >= least[i]:
+                found[i] = True, seconds
+            elif i <= tried and seconds < least[i]:
+                found[i] = False, seconds
+        unknown = [i for i in unknown if i not in found]
+        at = len(unknown) // 2
+    return [found[i] for i in range(len(least))]
 
 
-def _noise(part: Part, contract_size: tuple[int, int] | None, augmented: bool) -> tf.Tensor:
-    """Makes images of the shape and type in which those of a part come."""
+def prefix_seconds(boundary: Boundary, images: tf.Tensor) -> float:
+    """Times a network up to a boundary; returns seconds an image, the lesser of two runs."""
+    # Traced as it will run over all images, so that this is not in vain.
+    run = boundary.prefix.get_concrete_function(
+        tf.TensorSpec((None, *images.shape[1:]), images.dtype)
+    )
+    run(images).numpy()
+    taken = []
+    for _ in range(2):
+        start = time.perf_counter()
+        run(images).numpy()
+        taken.append(time.perf_counter() - start)
+    return min(taken) / len(images)
+
+
+def noise_images(
+    part: Part, contract_size: tuple[int, int] | None, *, augmented: bool
+) -> tf.Tensor:
+    """Makes images of the shape and type in which those of a part come, 16 at most.
+
+    Args:
+        part: Any.
+        contract_size: What those whose size varies are brought to.
+        augmented: Whether they come as floats.
+    """
     height, width, channels = part.source.info.shape
     size = contract_size if height is None or width is None else (height, width)
     assert size and channels  # Else images could not stand in one batch.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 
+from tfxfer.files import written_whole
 from tfxfer.plan import Phase
 
 
@@ -39,9 +40,8 @@ class MetricsLog(keras.callbacks.Callback):
         # Of a line that is not whole the process was killed in the middle.
         kept = [line for line in lines if line.endswith("\n") and stands(json.loads(line))]
         if kept != lines:
-            unfinished = self._path.with_suffix(".unfinished")
-            unfinished.write_text("".join(kept), encoding="utf-8")
-            unfinished.replace(self._path)
+            with written_whole(self._path) as unfinished:
+                unfinished.write_text("".join(kept), encoding="utf-8")
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock."""

@@ -1,6 +1,8 @@
 """What training leaves on the disk, so that a process that was killed can go on."""
 
+import errno
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +12,9 @@ from typing import Any, BinaryIO
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tfxfer.errors import UserError
+from tfxfer.files import written_whole
 
 _IDENTITY, _DONE, _STEP, _WEIGHTS = "identity.json", "done.json", "step", "weights"
 _PROGRESS = "progress/.ATTRIBUTES/py_state"
@@ -22,25 +27,33 @@ class Checkpoints:
     """A folder with the state of one model's training, and with weights to come back to.
 
     Every file appears whole or not at all: weights are renamed into place, and steps are written
-    by TensorFlow's `CheckpointManager`, which names a checkpoint once it is there.
+    by TensorFlow's `CheckpointManager`, which names a checkpoint once it is there. If the disk is
+    full, methods that write raise `OSError`, and what was there still counts.
 
     Args:
         folder: Where; made if it is not there.
-        identity: What the training depends on: settings, data, backbone. What a training of
-            another identity left in the folder is removed.
+        identity: What the training depends on, of what JSON can hold: plan, data, backbone.
         seconds: Least time between two checkpoints of steps.
+
+    Raises:
+        UserError: If the folder holds a training of another identity.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], seconds: float = 30.0):
         self._folder = folder
         self._seconds = seconds
         self._saved = time.monotonic()
-        stated = json.dumps(identity, sort_keys=True)
-        held = folder / _IDENTITY
-        if not held.is_file() or held.read_text(encoding="utf-8") != stated:
+        if names := changed(folder, identity):
+            raise UserError(
+                f"The unfinished training in {folder} must go on with what it was begun with, and "
+                f"this has another {names}",
+                "Replace it with --overwrite, or name another folder.",
+            )
+        if not (folder / _IDENTITY).is_file():
             shutil.rmtree(folder, ignore_errors=True)
             (folder / _WEIGHTS).mkdir(parents=True)
-            _write(held, lambda file: file.write(stated.encode()))
+            stated = json.dumps(identity).encode()
+            _write(folder / _IDENTITY, lambda file: file.write(stated))
 
     @property
     def due(self) -> bool:
@@ -59,7 +72,13 @@ class Checkpoints:
         )
         # One that is there must not be written over: until the new one is whole, it counts.
         number = int(manager.latest_checkpoint.rpartition("-")[2]) if manager.checkpoints else 0
-        manager.save(checkpoint_number=number + 1)
+        try:
+            manager.save(checkpoint_number=number + 1)
+        except tf.errors.ResourceExhaustedError as error:
+            for code in (errno.ENOSPC, errno.EDQUOT):
+                if os.strerror(code) in str(error):
+                    raise OSError(code, os.strerror(code), str(self._folder)) from error
+            raise
         self._saved = time.monotonic()
 
     def state(self) -> State | None:
@@ -125,6 +144,32 @@ class Checkpoints:
         return self._folder / _WEIGHTS / f"{name}-losses.npy"
 
 
+def changed(folder: Path, identity: Mapping[str, Any]) -> str:
+    """Names what of an identity is not as the training in a folder has it.
+
+    Args:
+        folder: Of `Checkpoints`; it need not be there.
+        identity: As `Checkpoints` takes it.
+
+    Returns:
+        Such as `plan` or `data and backbone`; empty if all is the same, or there is no training.
+    """
+    file = folder / _IDENTITY
+    if not file.is_file():
+        return ""
+    held = json.loads(file.read_text(encoding="utf-8"))
+    given = json.loads(json.dumps(identity))  # As it would come back: lists for tuples.
+    return " and ".join(name for name in given if held.get(name) != given[name])
+
+
+def can_go_on(folder: Path) -> bool:
+    """Whether a folder of `Checkpoints` holds more than what training started from.
+
+    Weights alone do not count: where training stands is in its steps, and at last in `finish`.
+    """
+    return (folder / _STEP / "checkpoint").is_file() or (folder / _DONE).is_file()
+
+
 class _Progress(tf.train.experimental.PythonState):
     def __init__(self, state: State):
         self.state = state
@@ -154,7 +199,5 @@ def _checkpoint(
 
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file that appears whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:
         write(file)
-    unfinished.replace(path)

@@ -93,8 +93,8 @@ def train(
         shortcut: Gives a model that shares the weights that a phase trains, and data for it, such
             as the outputs of frozen stages; the phase then trains that.
         solve_head: Solves the head for phases that ask for it.
-        checkpoints: Where the state is kept, and found if the process was killed; in memory of
-            this process alone if `None`.
+        checkpoints: Where the state is kept, and found if the process was killed; in a temporary
+            folder if `None`.
         on_phase: Called as a phase begins, or goes on.
         callbacks: Gives further Keras callbacks for a phase.
         verbose: Keras' own: 0 silent, 1 progress bars, 2 one line an epoch.
@@ -108,6 +108,7 @@ def train(
         RuntimeError: If a phase moved a frozen weight.
     """
     check_plan(plan, model.stage_names, whole=False)
+    bn = model.backbone.bn
     with tempfile.TemporaryDirectory(prefix="tfxfer-") as folder:
         checkpoints = checkpoints or Checkpoints(Path(folder) / "run", {}, seconds=np.inf)
         if (done := checkpoints.finished()) is not None:
@@ -120,6 +121,7 @@ def train(
             results = training.run(plan, shortcut, solve_head, callbacks, verbose)
             top = [name for _, name in training.state["top"]]
             checkpoints.finish(model, {"results": [asdict(each) for each in results], "top": top})
+    model.unfreeze(plan[-1].stages, bn)
     # So that what is evaluated and saved is the whole model. Moments would be of no use to others,
     # and make a file three times as large.
     with model.distribute_strategy.scope():
@@ -145,7 +147,7 @@ class _Training:
     ):
         self._model, self._data, self._objective = model, data, objective
         self._settings, self._checkpoints, self._on_phase = settings, checkpoints, on_phase
-        self._strategy = model.distribute_strategy
+        self._strategy, self._bn = model.distribute_strategy, model.backbone.bn
         self.state = checkpoints.state() or {
             "results": [],
             "kept": START,
@@ -166,9 +168,9 @@ class _Training:
             if number < len(self.state["results"]):
                 continue
             self._on_phase(phase)
-            self._model.unfreeze(phase.stages, phase.bn)
+            self._model.unfreeze(phase.stages, phase.bn or self._bn)
             if phase.solved:
-                self._solve(phase, number, solve_head)
+                self._solve(phase, number, solve_head, shortcut)
             else:
                 self._train(phase, number, shortcut(phase), callbacks(phase), verbose)
             self._checkpoints.write(self._variables(), self.state)
@@ -259,7 +261,11 @@ class _Training:
         )
 
     def _solve(
-        self, phase: Phase, number: int, solve_head: Callable[[FineTuner], None] | None
+        self,
+        phase: Phase,
+        number: int,
+        solve_head: Callable[[FineTuner], None] | None,
+        shortcut: Callable[[Phase], tuple[StepModel, Data] | None],
     ) -> None:
         if solve_head is None:
             raise ValueError(
@@ -270,7 +276,9 @@ class _Training:
         unmoved = unmoved_stages(phase, self._model, before)
         losses, val_metric = None, None
         if self._data.validation is not None:
-            outputs, y = predict(self._model, self._data.validation)
+            # Only now, since solving has computed the features that it reads.
+            trained, data = shortcut(phase) or (self._model, self._data)
+            outputs, y = predict(trained, data.validation)
             losses = self._objective.example_losses(outputs, y)
             val_metric = self._objective.measure(outputs, y)
         self._checkpoints.write_weights(of_phase(number), self._model, losses)
