@@ -177,7 +177,7 @@ def _can_go_on(path: Path) -> bool:
 
 def _models(path: Path) -> list[Path]:
     """Returns the folders of checkpoints, of each model that a run trains."""
-    return sorted((path / CHECKPOINTS).glob("*"))
+    return sorted(each for each in (path / CHECKPOINTS).glob("*") if each.is_dir())
 
 
 @contextlib.contextmanager
