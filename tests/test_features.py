@@ -193,7 +193,7 @@ def test_statistics_of_batch_normalization_are_weights_too(small):
 
 
 def other_bn(backbone: Backbone, part: Part) -> tuple:
-    backbone.regroup(bn="freeze")
+    backbone.regroup(bn="stage")
     return backbone, part, {}
 
 

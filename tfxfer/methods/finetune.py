@@ -97,6 +97,8 @@ def run(
         _show(job, model, plan, choices)
         if config.dry_run:
             return None
+        if workdir.goes_on(path, given):
+            console.goes_on(path)
         with workdir.run_in(path, given, identity):
             write_plan(plan, path / workdir.PLAN)
             (path / workdir.CHECKPOINTS).mkdir(exist_ok=True)

@@ -146,7 +146,8 @@ def plan_of(shared: Opened, model: FineTuner) -> Plan:
     plan = make_plan(config.plan, stages, config.epochs or _EPOCHS, config.learning_rate, chosen)
     if is_file(config.plan) and (given := _given(config, _OF_PLAN)):
         raise UserError(
-            f"--plan={config.plan} says {given[0]} itself", f"Leave --{given[0]} out, or edit it."
+            f"--plan={config.plan} says {given[0]} itself",
+            f"Leave --{given[0]} out, and edit the file.",
         )
     if config.plan.startswith("fastai") and (given := _given(config, ("schedule", "warmup"))):
         raise UserError(

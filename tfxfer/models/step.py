@@ -49,6 +49,8 @@ class StepModel(keras.Model):
             raise ValueError(f"Expected a norm above 0 or None, received {global_clipnorm}.")
         if not l2_sp >= 0:
             raise ValueError(f"Expected l2_sp of at least 0, received {l2_sp}.")
+        if l2_sp and not toward:
+            raise ValueError("Expected weights to pull toward their start, received l2_sp alone.")
         super().compile(optimizer, *args, **kwargs)
         self._parts, self._clipnorm, self._l2_sp = (
             gradient_accumulation_steps,

@@ -68,6 +68,7 @@ class Console:
                 ("augment", config.augment),
                 ("mix", config.mix),
                 ("balance", config.balance),
+                ("adapt", config.adapt),
             )
             if value != "none"
         ]
@@ -273,6 +274,10 @@ class Console:
             (workdir.CONFIG, "settings and versions"),
         ):
             self._print(f"wrote {path / name}  ({meaning})")
+
+    def goes_on(self, path: Path) -> None:
+        """Announces that a run which was killed goes on."""
+        self._print(f"going on with the unfinished run in {path}")
 
     def averaged(self, averaged: Averaged) -> None:
         """Prints which weights validation chose to take together."""
