@@ -37,6 +37,13 @@ _SETTINGS = [
     "--scan=false",
 ]
 
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """One a test: sources in memory are all of one fingerprint."""
+    monkeypatch.setenv("TFXFER_CACHE_DIR", str(tmp_path / "cache"))
+
+
 # A test runner in the background may hand down that SIGINT is ignored.
 _CODE = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
