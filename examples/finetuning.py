@@ -18,9 +18,9 @@ run, and nothing is chosen by it.
 What the tool offers runs with its defaults. The two baselines are tuned: `random` and `full` take
 the learning rate with the least validation loss, over draws of their own (`--tuning`). Epochs are
 equal: `random` and `full` may take as many in their one phase as `gradual` in all of its phases.
-Early stopping is alike, but for `random`, which runs to its end and keeps its best epoch: where the
-momentum of batch normalization is 0.999, its averages take some thousand steps to settle, and until
-then validation says nothing.
+Early stopping is alike, but for `random`, which stops ten epochs after its best and not three. Its
+batch normalization has a momentum of 0.9: with the 0.999 of some networks, averages that start from
+nothing do not settle in so few steps, and validation would choose weights that learned nothing.
 
 The interval is Student's t over seeds, so it covers the draw of the examples and the chance in
 training, not that of the test examples, which are the same for each seed. Seconds are those of
@@ -57,6 +57,7 @@ ROWS = flags.DEFINE_list("rows", [], "Rows to run; all if empty.")
 
 DEFAULT = "gradual"
 TUNING_SEED = 1000
+MOMENTUM = 0.9
 TRAINING = ("features", "head", "training")  # Parts of `timings`.
 
 
@@ -84,7 +85,7 @@ class Row:
 TABLE = {
     "random": Row(
         "from random weights",
-        settings={"plan": "full", "bn": "train", "patience": 0},
+        settings={"plan": "full", "bn": "train", "patience": 10},
         rates=(3e-3, 1e-2, 3e-2, 1e-1),  # Everything trains at a tenth of it.
         whole=True,
         pretrained=False,
@@ -117,29 +118,45 @@ class Found:
     undone: int
 
 
-def from_random_weights(spec: str, folder: Path, seed: int) -> str:
-    """Returns a spec of the same network without what it has learned.
+def random_network(spec: str, path: Path, seed: int) -> str:
+    """Writes a network of `keras.applications` with random weights; returns its spec."""
+    if re.search(r"weights\s*=", spec):
+        spec = re.sub(r"weights\s*=[^,)]*", "weights=none", spec)
+    else:
+        spec = f"{spec[:-1]},weights=none)" if spec.endswith(")") else f"{spec}(weights=none)"
+    keras.utils.set_random_seed(seed)
+    network = tfxfer.load_backbone(spec, image_size=pixels()).network
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = MOMENTUM
+    network.save(path)
+    return str(path)
 
-    Args:
-        spec: A network of `keras.applications`, or a SavedModel, which is written again.
-        folder: Where to.
-        seed: Of the weights.
-    """
-    if spec.startswith("keras:"):
-        if re.search(r"weights\s*=", spec):
-            return re.sub(r"weights\s*=[^,)]*", "weights=none", spec)
-        return spec[:-1] + ",weights=none)" if spec.endswith(")") else spec + "(weights=none)"
+
+def random_module(spec: str, path: Path, seed: int) -> str:
+    """Writes a SavedModel again with random weights; returns its path."""
     module: Any = tf.saved_model.load(str(resolve(spec)))
     keras.utils.set_random_seed(seed)
     for weight in module.variables:
         if len(weight.shape) > 1:
             weight.assign(keras.initializers.HeNormal()(weight.shape))
         else:
-            name = weight.name.split(":")[0]
-            ones = name.endswith(("gamma", "moving_variance"))
+            ones = weight.name.split(":")[0].endswith(("gamma", "moving_variance"))
             weight.assign(np.full(weight.shape, float(ones)))
-    tf.saved_model.save(module, str(folder))
-    return str(folder)
+    tf.saved_model.save(module, str(path))
+    return str(path)
+
+
+def from_random_weights(spec: str, folder: Path, seed: int) -> str:
+    """Returns a spec of the same network without what it has learned, written to a folder."""
+    if spec.startswith("keras:"):
+        return random_network(spec, folder / "random.keras", seed)
+    return random_module(spec, folder / "random", seed)
+
+
+def pixels() -> tuple[int, int] | None:
+    """Returns height and width of `--image_size`."""
+    return RunConfig(image_size=IMAGE_SIZE.value).image_pixels
 
 
 def run(row: Row, data: Any, stages: int, seed: int, rate: float | None) -> Found:
@@ -162,7 +179,7 @@ def run(row: Row, data: Any, stages: int, seed: int, rate: float | None) -> Foun
         if not row.pretrained:
             # What random weights make of images need not look as the check of backbones wants it.
             settings |= {
-                "backbone": from_random_weights(BACKBONE.value, folder / "random", seed),
+                "backbone": from_random_weights(BACKBONE.value, folder, seed),
                 "self_check": False,
             }
         found = row.run(
@@ -240,8 +257,7 @@ def main(argv) -> None:
     if unknown := sorted(set(ROWS.value) - set(TABLE)):
         raise app.UsageError(f"There is no row {unknown[0]!r} among {', '.join(TABLE)}.")
     data = tfxfer.open_dataset(DATA.value)
-    size = RunConfig(image_size=IMAGE_SIZE.value).image_pixels
-    backbone = tfxfer.load_backbone(BACKBONE.value, image_size=size)
+    backbone = tfxfer.load_backbone(BACKBONE.value, image_size=pixels())
     stages = len(backbone.stages) + 1  # One phase for each, and one for the head.
     found: dict[str, list[Found]] = {}
     rates: dict[str, float | None] = {}
