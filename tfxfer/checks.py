@@ -161,12 +161,6 @@ def _check_mode(settings: Settings, given: Settings) -> None:
 def _check_fine_tuning(settings: Settings, given: Settings) -> None:
     if "lora_rank" in given and settings["adapt"] != "lora":
         raise UserError("--lora_rank is of low-rank additions", "Give --adapt=lora too.")
-    if settings["adapt"] == "lora" and settings["average"] != "none":
-        raise UserError(
-            f"--average={settings['average']} takes the mean of weights, and the product of "
-            "--adapt=lora is not linear in them",
-            "Leave one of them out.",
-        )
     if settings["adapt"] == "lora" and settings["l2_sp"]:
         raise UserError(
             f"--l2_sp={settings['l2_sp']:g} pulls weights toward their start, and --adapt=lora "

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,10 @@ class RunConfig:
                 "Give the values of black and of white.",
             )
         return low, high
+
+    def given(self, names: Sequence[str]) -> list[str]:
+        """Returns those of some settings that are not as they are if nobody gives them."""
+        return [name for name in names if getattr(self, name) != _default(name)]
 
     def replace(self, **changes: Any) -> "RunConfig":
         """Returns a copy with some settings changed."""

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-from sklearn.utils.class_weight import compute_class_weight
 
 from tfxfer.config import BALANCE as BALANCES
 from tfxfer.data.augment import (
@@ -17,7 +16,9 @@ from tfxfer.data.augment import (
     mixer,
     resize,
 )
+from tfxfer.data.balance import class_weights, sampled_counts
 from tfxfer.data.base import IMAGE
+from tfxfer.data.keys import fold
 from tfxfer.data.parts import Part
 from tfxfer.errors import UserError
 from tfxfer.task import REGRESSION, SINGLE_LABEL
@@ -271,7 +272,7 @@ class _Epoch:
         if data.balance != NONE:
             labels = data.part.labels
             self._labels = tf.constant(labels)
-            self._weights = tf.constant(_class_weights(labels, self._units), tf.float32)
+            self._weights = tf.constant(class_weights(labels, self._units), tf.float32)
         self._augment = None
         if data.augment != NONE:
             assert data.image_size is not None  # `train_batches` sees to it.
@@ -298,7 +299,7 @@ class _Epoch:
         dataset = self._batched(dataset.take(data.examples), augment)
         if self._mix is not None:
             dataset = dataset.enumerate().map(
-                lambda step, batch: self._mixed(_fold(mix, step), *batch),
+                lambda step, batch: self._mixed(fold(mix, step), *batch),
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
@@ -312,7 +313,7 @@ class _Epoch:
     def _keys(self, number: tf.Tensor) -> tuple[tf.Tensor, ...]:
         seed, views = tf.constant([self._data.seed, 0], tf.int64), self._data.views
         order, augment, mix, sample = (
-            _fold(_fold(seed, number % views if views and i == _AUGMENT else number), i)
+            fold(fold(seed, number % views if views and i == _AUGMENT else number), i)
             for i in (_ORDER, _AUGMENT, _MIX, _SAMPLE)
         )
         return order, augment, mix, sample
@@ -347,8 +348,8 @@ class _Epoch:
         if self._augment is None:
             x = _input(data.part, raw, data.image_size)
         else:
-            key = _fold(key, tf.strings.to_hash_bucket_fast(example_id, _FOREVER))
-            key = _fold(key, 0 if data.views else repeat)
+            key = fold(key, tf.strings.to_hash_bucket_fast(example_id, _FOREVER))
+            key = fold(key, 0 if data.views else repeat)
             x = self._augment(_input(data.part, raw, None), key)
         label = tf.one_hot(y, self._units) if data.one_hot else y
         if data.balance != CLASS_WEIGHTS:
@@ -359,42 +360,6 @@ class _Epoch:
         assert self._mix is not None
         x, y = self._mix(x, y, key)
         return (x, y, tf.linalg.matvec(y, self._weights)) if weight else (x, y)
-
-
-def sampled_counts(labels: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Draws how often each example occurs in an epoch with the same share for every class.
-
-    Within a class, too, examples occur equally often, but for one time more or less; which ones,
-    and which classes get what does not divide evenly, the key decides.
-
-    Args:
-        labels: Class of each example, int64 `[n]`.
-        key: Integer `[2]`.
-
-    Returns:
-        Int64 `[n]`; its sum is `n`.
-    """
-    classes, labels, sizes = tf.unique_with_counts(labels, tf.int64)
-    examples, present = tf.size(labels, tf.int64), tf.size(classes, tf.int64)
-    place, luck = (
-        tf.random.stateless_uniform((count,), _fold(key, i), dtype=tf.float64)
-        for i, count in enumerate((present, examples))
-    )
-    share = examples // present + _one(tf.argsort(tf.argsort(place)) < _int(examples % present))
-    # Sorted by class, and within a class by luck: the place of each example among its like.
-    order = tf.argsort(tf.cast(labels, tf.float64) + luck)
-    before = tf.gather(tf.cumsum(sizes, exclusive=True), labels)
-    rank = tf.cast(tf.argsort(order), tf.int64) - before
-    share, sizes = tf.gather(share, labels), tf.gather(sizes, labels)
-    return share // sizes + _one(rank < share % sizes)
-
-
-def _class_weights(labels: np.ndarray, units: int) -> np.ndarray:
-    """Returns the weight of an example of each class; 0 of classes without examples."""
-    present = np.unique(labels)
-    weights = np.zeros(units)
-    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
-    return weights
 
 
 def _input(part: Part, raw: tf.Tensor, size: tuple[int, int] | None) -> tf.Tensor:
@@ -434,16 +399,3 @@ def _check(part: Part, replicas: int, one_hot: bool) -> None:
 def _multiple(count: int, replicas: int) -> int:
     """Returns the largest multiple of `replicas` up to `count`, but at least one."""
     return max(count // replicas, 1) * replicas
-
-
-def _fold(key: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
-    """Returns a key, int64 `[2]`, that follows from a key and a number."""
-    return tf.random.experimental.stateless_fold_in(key, tf.cast(number, tf.int64))
-
-
-def _one(condition: tf.Tensor) -> tf.Tensor:
-    return tf.cast(condition, tf.int64)
-
-
-def _int(number: tf.Tensor) -> tf.Tensor:
-    return tf.cast(number, tf.int32)

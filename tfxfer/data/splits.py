@@ -85,8 +85,9 @@ def fold_data(
     """Splits the train split for cross-validation; the source's own test split stays untouched.
 
     Every example of `train` is in the test part of exactly one fold. Validation, which early
-    stopping looks at, is the source's, or else a tenth of what a fold trains on. Folds are
-    stratified by class, and keep groups together.
+    stopping looks at, is the source's, or else a tenth of what a fold trains on: also where the
+    source has no `test`, so that its `validation` is what other runs test on. Folds are stratified
+    by class, and keep groups together.
 
     Args:
         source: A dataset with a `train` split.
@@ -134,7 +135,7 @@ def fold_data(
         mask = _mask(held, whole.examples)
         test = whole.keep(mask, f"fold {number} of {folds} of {whole.origin}")
         train = whole.keep(~mask, f"the other {folds - 1} folds")
-        if VALIDATION in given:
+        if VALIDATION in given and TEST in given:
             validation = given[VALIDATION]
         else:
             train, validation = _carve(train, _VALIDATION_SHARE, seed)

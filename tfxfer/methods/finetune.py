@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from tfxfer import distribute
 from tfxfer.backbones import HEAD
-from tfxfer.backbones.adapters import merge
+from tfxfer.backbones.adapters import merge, merging
 from tfxfer.config import RunConfig
 from tfxfer.data.base import DataSource
 from tfxfer.data.parts import Part, Splits
@@ -47,7 +47,7 @@ from tfxfer.report.result import Result
 from tfxfer.training.averaging import Averaged, greedy_soup, wise_ft
 from tfxfer.training.boundary import BoundaryCache, Choice, places
 from tfxfer.training.callbacks import MetricsLog
-from tfxfer.training.checkpoints import Checkpoints
+from tfxfer.training.checkpoints import Checkpoints, read_weights
 from tfxfer.training.forward_time import forward_seconds
 from tfxfer.training.loop import START, Data, PhaseResult, of_phase, train
 
@@ -190,10 +190,11 @@ class _Job(Opened):
     ) -> tuple[PhaseResult, ...]:
         """Trains a model on one of the splits; low-rank additions are merged at the end."""
         checkpoints = self._checkpoints(name)
+        plain = merging(self.backbone, model.weights)
         phases = self._train(model, plan.phases, splits.train, splits.validation, name, checkpoints)
         merge(self.backbone)
         if self.config.average != "none":
-            averaged = self._average(model, splits, plan.phases, checkpoints)
+            averaged = self._average(model, splits, plan.phases, checkpoints, plain)
             self.averages.append(averaged)
             self.console.averaged(averaged)
         self.undone.extend((name, phase) for phase in phases if not phase.kept)
@@ -254,8 +255,12 @@ class _Job(Opened):
         splits: Splits,
         plan: Sequence[Phase],
         checkpoints: Checkpoints,
+        plain: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
     ) -> Averaged:
-        """Averages weights that training left on the disk; validation judges."""
+        """Averages weights that training left on the disk; validation judges.
+
+        `plain` merges low-rank additions that are among them.
+        """
         data = self.evaluated(splits.validation)
         step, aim = inference(model, data), training_objective(self, splits.train)
 
@@ -268,10 +273,10 @@ class _Job(Opened):
             assert done is not None  # Training is done.
             kept = filter(checkpoints.has_weights, done["top"])
             best = [checkpoints.weights_file(name) for name in kept]
-            return greedy_soup(model, best, loss_of)
+            return greedy_soup(model, best, loss_of, lambda path: plain(read_weights(path)))
         # A head that was drawn at random says nothing: the line starts where the head is trained.
         alone = plan[0].stages == (HEAD,) and len(plan) > 1
-        start = checkpoints.read_weights(of_phase(0) if alone else START)
+        start = plain(checkpoints.read_weights(of_phase(0) if alone else START))
         return wise_ft(model, start, trained, loss_of)
 
 

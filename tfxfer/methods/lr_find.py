@@ -111,13 +111,12 @@ def lr_find(source: DataSource, **settings: Any) -> LrFindResult | None:
 
 
 def _check_settings(config: RunConfig) -> None:
-    for name in _NOT_HEEDED:
-        if getattr(config, name) != RunConfig.__dataclass_fields__[name].default:
-            raise UserError(
-                f"--{name} is of a whole training, and --mode=lr_find takes a few steps to find "
-                "the rate of one",
-                "Leave it out.",
-            )
+    for name in config.given(_NOT_HEEDED):
+        raise UserError(
+            f"--{name} is of a whole training, and --mode=lr_find takes a few steps to find "
+            "the rate of one",
+            "Leave it out.",
+        )
     if leaves_choice(config.plan):
         raise UserError(
             f"--plan={config.plan} chooses stages as it trains, and --mode=lr_find must know them",

@@ -55,7 +55,7 @@ def ruled(config: RunConfig, data: DataInfo) -> RunConfig:
     """
     if config.rule == "none":
         return config
-    for name in _given(config, _RULED):
+    for name in config.given(_RULED):
         raise UserError(
             f"--rule={config.rule} sets {name} itself", f"Leave --{name} or --rule out."
         )
@@ -70,12 +70,6 @@ def ruled(config: RunConfig, data: DataInfo) -> RunConfig:
         mix="mixup" if rule.mixup and data.inputs == IMAGE else "none",
         image_size=str(rule.crop) if open_size else config.image_size,
     )
-
-
-def _given(config: RunConfig, names: Sequence[str]) -> list[str]:
-    """Returns the settings that are not as they are if nobody gives them."""
-    defaults = RunConfig.__dataclass_fields__
-    return [name for name in names if getattr(config, name) != defaults[name].default]
 
 
 def _examples(config: RunConfig, data: DataInfo) -> int:
@@ -144,12 +138,12 @@ def plan_of(shared: Opened, model: FineTuner) -> Plan:
     if leaves_choice(config.plan):
         chosen = _chosen(shared, model)
     plan = make_plan(config.plan, stages, config.epochs or _EPOCHS, config.learning_rate, chosen)
-    if is_file(config.plan) and (given := _given(config, _OF_PLAN)):
+    if is_file(config.plan) and (given := config.given(_OF_PLAN)):
         raise UserError(
             f"--plan={config.plan} says {given[0]} itself",
             f"Leave --{given[0]} out, and edit the file.",
         )
-    if config.plan.startswith("fastai") and (given := _given(config, ("schedule", "warmup"))):
+    if config.plan.startswith("fastai") and (given := config.given(("schedule", "warmup"))):
         raise UserError(
             f"--plan=fastai is one cycle, and has its own {given[0]}", f"Leave --{given[0]} out."
         )

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich import box
 from rich.console import Console as RichConsole
 from rich.table import Column, Table
@@ -15,14 +14,14 @@ from tfxfer.backbones import Backbone
 from tfxfer.backbones.cost import Cost
 from tfxfer.cache import Entry
 from tfxfer.config import RunConfig
-from tfxfer.data.base import TABLE, TEXT, BadExample, DataInfo
-from tfxfer.data.leaks import Leaks
-from tfxfer.data.parts import Part, Splits
+from tfxfer.data.base import DataInfo
+from tfxfer.data.parts import Part
 from tfxfer.data.ready import ReadyData
 from tfxfer.evaluate import HEADLINE, AnyEvaluation, Evaluation, MultiLabelEvaluation
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase
 from tfxfer.report import workdir
+from tfxfer.report.data_words import counted, inputs, label_table, part_lines
 from tfxfer.report.plan_table import plan_table
 from tfxfer.report.result import EmbedResult, LrFindResult, Result
 from tfxfer.task import REGRESSION
@@ -55,10 +54,11 @@ class Console:
         """Prints what is about to run: data, backbone, plan, device."""
         self._print(f"tfxfer {config.mode}, seed {config.seed}")
         self._print(f"data      {data.source.info.name}, {data.source.info.task}")
-        self._parts(data, "          ")
+        for line in part_lines(data):
+            self._print(f"          {line}")
         self._print(
             f"backbone  {config.backbone}, {backbone.count_params():,} parameters, "
-            f"{_count(len(backbone.stages), 'stage')}, images {backbone.contract}"
+            f"{counted(len(backbone.stages), 'stage')}, images {backbone.contract}"
         )
         if backbone.untrainable:
             self._print(f"          stays frozen: {backbone.untrainable}")
@@ -74,7 +74,7 @@ class Console:
         ]
         if plan is not None:
             name = config.plan if config.rule == "none" else f"rule {config.rule}"
-            self._print(f"plan      {name}, {_count(len(plan), 'phase')}{''.join(training)}")
+            self._print(f"plan      {name}, {counted(len(plan), 'phase')}{''.join(training)}")
         else:
             self._print(f"head      {config.head}{''.join(training)}")
         self._print(f"device    {device}")
@@ -138,68 +138,16 @@ class Console:
         """Prints what a dataset holds, and how it is split."""
         info = data.source.info
         self._print(f"data           {info.name}")
-        self._print(f"inputs         {_inputs(info)}")
+        self._print(f"inputs         {inputs(info)}")
         self._print(f"task           {info.task}")
         sizes = ", ".join(f"{name} {count:,}" for name, count in info.examples.items())
         self._print(f"given          {sizes}")
         self._print(f"fingerprint    {data.source.fingerprint}")
-        self._parts(data, "               ")
-        if info.task.kind == REGRESSION:
-            self._numbers(data)
-        else:
-            self._classes(data, shown)
-
-    def _parts(self, data: ReadyData, indent: str) -> None:
-        """Prints where the parts of the data come from, and what is wrong with them."""
-        for number, splits in enumerate(data.splits, start=1):
-            fold = f"fold {number}: " if len(data.splits) > 1 else ""
-            self._print(f"{indent}{fold}{_origins(splits)}")
-        if data.bad:
-            self._print(
-                f"{indent}{_count(len(data.bad), 'example')} left out, such as {_bad(data.bad[0])}"
-            )
-        for number, leaks in enumerate(data.leaks, start=1):
-            if leaks.found:
-                fold = f"fold {number}: " if len(data.splits) > 1 else ""
-                self._print(f"{indent}{fold}{_leaks(leaks)}")
-        if data.leaks and not data.bad and not any(leaks.found for leaks in data.leaks):
-            self._print(f"{indent}every example looked at: none bad, none near-identical")
-
-    def _classes(self, data: ReadyData, shown: int) -> None:
-        splits, names = data.splits[0], data.source.info.task.names
-        table = Table(Column("class", overflow="fold"))
-        counts = []
-        for part_name, part in _named(splits):
-            table.add_column(part_name, justify="right")
-            labels = part.labels
-            one_hot = labels.ndim == 2
-            counts.append(
-                labels.sum(axis=0).astype(int)
-                if one_hot
-                else np.bincount(labels, minlength=len(names))
-            )
-        for i, name in enumerate(names[:shown]):
-            table.add_row(name, *(f"{count[i]:,}" for count in counts))
-        self._rich.print(table)
-        if len(names) > shown:
-            self._print(f"and {len(names) - shown} classes more")
-
-    def _numbers(self, data: ReadyData) -> None:
-        table = Table(Column("target", overflow="fold"))
-        for column in ("part", "mean", "deviation", "least", "most"):
-            table.add_column(column, justify="right")
-        for part_name, part in _named(data.splits[0]):
-            for i, name in enumerate(data.source.info.task.names):
-                values = part.labels[:, i]
-                table.add_row(
-                    name,
-                    part_name,
-                    *(
-                        f"{v:.4g}"
-                        for v in (values.mean(), values.std(), values.min(), values.max())
-                    ),
-                )
-        self._rich.print(table)
+        for line in part_lines(data):
+            self._print(f"               {line}")
+        self._rich.print(label_table(data, shown))
+        if info.task.kind != REGRESSION and len(info.task.names) > shown:
+            self._print(f"and {len(info.task.names) - shown} classes more")
 
     def extracted(self, examples: int, seconds: float) -> None:
         """Says how long it took to compute features, or to find them."""
@@ -285,7 +233,7 @@ class Console:
             (alpha,) = averaged.chosen
             chosen = f"{alpha:g} of the trained weights, the rest of those before"
         else:
-            chosen = f"the mean of {_count(len(averaged.chosen), 'epoch')}"
+            chosen = f"the mean of {counted(len(averaged.chosen), 'epoch')}"
         self._print(
             f"average {averaged.kind}: {chosen}; validation loss {averaged.val_loss:.4f}, "
             f"the best of {len(averaged.tried)} tried"
@@ -311,14 +259,14 @@ class Console:
             self._rich.print(table)
         total = sum(entry.bytes for entry in entries)
         self._print(
-            f"{_count(len(entries), 'entry', 'entries')} in {folder}, {total / 1e6:,.1f} MB of at "
+            f"{counted(len(entries), 'entry', 'entries')} in {folder}, {total / 1e6:,.1f} MB of at "
             f"most {limit_bytes / 1e6:,.0f}"
         )
 
     def cleared(self, folder: Path, count: int, size: int) -> None:
         """Prints what was removed from the cache."""
         self._print(
-            f"removed {_count(count, 'entry', 'entries')}, {size / 1e6:,.1f} MB, from {folder}"
+            f"removed {counted(count, 'entry', 'entries')}, {size / 1e6:,.1f} MB, from {folder}"
         )
 
     def phase(self, phase: Phase) -> None:
@@ -405,49 +353,6 @@ class Console:
 
 def _decimals(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
-
-
-def _inputs(info: DataInfo) -> str:
-    if info.inputs == TEXT:
-        return "texts"
-    if info.inputs == TABLE:
-        return f"rows of {info.shape[0]} numbers"
-    height, width, channels = info.shape
-    size = f"{height}x{width}" if height and width else "any size"
-    return f"images of {size}, {_count(channels or 0, 'channel')}"
-
-
-def _named(splits: Splits) -> tuple[tuple[str, Part], ...]:
-    return ("train", splits.train), ("validation", splits.validation), ("test", splits.test)
-
-
-def _origins(splits: Splits) -> str:
-    return ", ".join(f"{p.examples} {name} ({p.origin})" for name, p in _named(splits))
-
-
-def _bad(bad: BadExample) -> str:
-    return f"{bad.where}: {bad.reason}"
-
-
-def _leaks(leaks: Leaks) -> str:
-    found = [
-        f"{count} of {part} almost as in {other}"
-        for count, part, other in (
-            (leaks.train_in_test, "train", "test"),
-            (leaks.train_in_validation, "train", "validation"),
-            (leaks.validation_in_test, "validation", "test"),
-        )
-        if count
-    ]
-    mend = (
-        f"{leaks.dropped} left out" if leaks.dropped else "--drop_leaks leaves those of train out"
-    )
-    such_as = f", such as {leaks.such_as[0]}" if leaks.such_as else ""
-    return f"near-identical: {', '.join(found)}{such_as}; {mend}"
 
 
 def _scores(evaluation: AnyEvaluation) -> str:

@@ -148,7 +148,8 @@ class _Training:
         self._model, self._data, self._objective = model, data, objective
         self._settings, self._checkpoints, self._on_phase = settings, checkpoints, on_phase
         self._strategy, self._bn = model.distribute_strategy, model.backbone.bn
-        self.state = checkpoints.state() or {
+        found = checkpoints.state()
+        self.state = found or {
             "results": [],
             "kept": START,
             "best": None,
@@ -160,7 +161,7 @@ class _Training:
             checkpoints.write_weights(START, model)
         self._rates, self._optimizer = settings.make_optimizer(model)
         self._toward = settings.starts(model, checkpoints.read_weights(START))
-        if checkpoints.state() is not None:
+        if found is not None:
             checkpoints.restore(self._variables())
 
     def run(self, plan, shortcut, solve_head, callbacks, verbose) -> tuple[PhaseResult, ...]:
