@@ -463,7 +463,7 @@ def test_no_folder_is_an_empty_cache(cache):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize(("place", "name"), [(os, "posix_fallocate"), (os, "fsync")])
+@pytest.mark.parametrize(("place", "name"), [(os, "posix_fallocate"), (np.memmap, "flush")])
 def test_a_full_disk_is_a_user_error(cache, monkeypatch, code, place, name):
     def full(*args):
         raise OSError(code, os.strerror(code))

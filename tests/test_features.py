@@ -1,7 +1,6 @@
 """Features over a part of the data: computed once, bit by bit what a fresh computation gives."""
 
 import dataclasses
-import functools
 import signal
 import subprocess
 import sys
@@ -77,9 +76,7 @@ def counted(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> tuple[tf.Var
         return features(images, training)
 
     monkeypatch.setattr(backbone, "features", counting)
-    # What was traced before would not be counted.
-    infer = tf.function(lambda images: backbone(images, training=False), reduce_retracing=True)
-    monkeypatch.setitem(vars(backbone), "infer", infer)
+    backbone.retrace()  # What was traced before would not be counted.
     return seen, traces
 
 
@@ -115,6 +112,15 @@ def cache(tmp_path) -> Cache:
     return Cache(tmp_path, 10**12)
 
 
+def test_features_are_those_of_the_weights_of_now(small, part, cache):
+    before = extract(small, part, cache).first
+    small.set_weights([1.5 * weight for weight in small.get_weights()])
+    after = extract(small, part, cache).first
+    asked = np.concatenate([x for x, _ in batches(part, 10)])
+    np.testing.assert_allclose(after, small(asked, training=False), rtol=1e-4)
+    assert np.abs(after - before).max() > 0.1
+
+
 def test_the_second_extraction_costs_a_tenth_at_most(mobilenet, cache, monkeypatch):
     source = Memory(images(300, 96), np.arange(300) % 5)
     seen, traces = counted(mobilenet, monkeypatch)
@@ -136,12 +142,13 @@ def test_features_are_bit_by_bit_those_computed_afresh(mobilenet, cache, tmp_pat
     cached = extract(mobilenet, part, cache, batch_size=32)
     assert same(cached.x, extract(mobilenet, part, Cache(tmp_path / "2", 0), batch_size=32).x)
     data = batches(part, 32)
-    step = tf.function(
-        functools.partial(mobilenet, training=False),
-        input_signature=[data.element_spec[0]],
-    )
-    fresh = np.concatenate([step(x).numpy() for x, _ in data])
+    mobilenet.retrace()
+    graph: Any = mobilenet.infer_fixed("now")
+    step = graph.get_concrete_function(data.element_spec[0])
+    fresh = np.concatenate([step(x) for x, _ in data])
     assert same(cached.first, fresh)
+    by_variables = np.concatenate([mobilenet.infer(x) for x, _ in data])
+    np.testing.assert_allclose(fresh, by_variables, atol=1e-5 * by_variables.max())
     assert fresh.std() > 0
 
 

@@ -130,11 +130,12 @@ def extract(
     assert strategy is not None
     # Traced once for all parts; but replicas have traces of their own.
     several = strategy.num_replicas_in_sync > 1
+    weights = weights_digest(boundary or backbone)
     function: Any
     if start is not None:
         function = start[0].features if boundary is None else boundary.since(start[0])
     else:
-        function = backbone.infer if boundary is None else boundary.prefix
+        function = backbone.infer_fixed(weights) if boundary is None else boundary.prefix
     if several:
         function = function.python_function
     return compute_once(
@@ -145,7 +146,7 @@ def extract(
         source=backbone.source,
         parts={
             "backbone fingerprint": backbone.fingerprint,
-            "weights": weights_digest(boundary or backbone),
+            "weights": weights,
             **({} if boundary is None else {"boundary": str(boundary.place)}),
             **({} if start is None else {"computed from boundary": str(start[0].place)}),
             "preprocessing": f"{backbone.contract!r}, then {backbone.preprocessing or 'nothing'}",

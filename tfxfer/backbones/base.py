@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfxfer.config import BATCH_NORM
@@ -14,6 +15,8 @@ from tfxfer.errors import UserError
 
 HEAD = "head"
 """The name of what stands on a backbone; no stage of a backbone has it."""
+
+_MOST_CONSTANT_BYTES = 2**29  # A graph holds 2 GB, and each copy of it as much again.
 
 
 @dataclass(frozen=True)
@@ -274,9 +277,33 @@ class Backbone(keras.layers.Layer):
         """
         return tf.function(lambda images: self(images, training=False), reduce_retracing=True)
 
+    def infer_fixed(self, version: str) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Gives `infer` with the weights of now as constants: about a third faster on a CPU.
+
+        TensorFlow folds constants into one another, such as batch normalization into the
+        convolution before it, which changes the last digits. Very large networks keep variables.
+
+        Args:
+            version: What tells these weights from others; it is traced anew when that changes.
+        """
+        held = self.__dict__.get("_fixed")  # Not an attribute that an export would save.
+        if held is None or held[0] != version:
+            weights = [(weight, np.asarray(weight)) for weight in self.weights]
+            if sum(value.nbytes for _, value in weights) > _MOST_CONSTANT_BYTES:
+                return self.infer
+
+            def run(images: tf.Tensor) -> tf.Tensor:
+                constants = [(weight, tf.constant(value)) for weight, value in weights]
+                with keras.StatelessScope(state_mapping=constants):
+                    return self(images, training=False)
+
+            held = self.__dict__["_fixed"] = version, tf.function(run, reduce_retracing=True)
+        return held[1]
+
     def retrace(self) -> None:
         """Lets `infer` be traced anew, once the network itself is another."""
         self.__dict__.pop("infer", None)
+        self.__dict__.pop("_fixed", None)
 
     def unfreeze(self, stages: str | Collection[str], bn: str = "") -> None:
         """Makes exactly these stages trainable and freezes the others.

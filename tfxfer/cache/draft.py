@@ -83,7 +83,10 @@ class Draft:
                 array.base.madvise(mmap.MADV_DONTNEED)
 
     def close(self, kind: str, parts: Parts, about: str) -> None:
-        """Brings arrays and `meta.json` to the disk."""
+        """Brings the arrays to the disk, and says so in `meta.json`.
+
+        That file may be lost with the power: an entry without it is none.
+        """
         self._flush()
         stated = {
             name: {
@@ -106,13 +109,10 @@ class Draft:
         file = self.folder / META
         file.write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         os.utime(file, ns=(now, now))
-        sync(file)
-        sync(self.folder)
 
     def _flush(self) -> None:
-        for name, array in self.arrays.items():
+        for array in self.arrays.values():
             array.flush()
-            sync(self.folder / f"{name}.npy")
 
     def leave(self) -> None:
         """Lets go of the draft; removes it unless somebody can go on with it."""
@@ -181,12 +181,3 @@ def reported(folder: Path) -> Iterator[None]:
             f"{error.strerror or error}",
             "Name another with --cache_dir.",
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Brings a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -32,7 +32,6 @@ from tfxfer.cache.draft import (
     open_draft,
     recorded,
     reported,
-    sync,
 )
 from tfxfer.locks import lock
 
@@ -236,7 +235,6 @@ class Cache:
             try:
                 unfinished.rename(target)
                 (target / PROGRESS).unlink(missing_ok=True)
-                sync(target.parent)
             except FileNotFoundError:
                 return None  # Ours is there no more: another process has evicted it already.
             except OSError as error:

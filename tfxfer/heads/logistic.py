@@ -1,5 +1,6 @@
 """Logistic regression: the linear head of least negative log-likelihood, plus a penalty."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -17,7 +18,8 @@ Weights = tuple[np.ndarray, np.ndarray]
 """Kernel `[d, units]` and bias `[units]`."""
 
 _STRENGTHS = tuple(float(10**power) for power in np.arange(-4.0, 5.0))
-_WORSE = 1.05  # Beyond this much of the best loss, less penalty only makes it worse.
+_FIRST = _STRENGTHS.index(0.01)  # Often the best, or next to it.
+_WORSE = 1.05  # Beyond this much of the best loss, going on only makes it worse.
 
 # To choose a strength, scikit-learn's own tolerance is enough, and float32 twice as fast. The
 # coefficients of the one that is chosen are brought to about 1e-5, in float64, unless that would
@@ -29,8 +31,8 @@ _MOST, _LEAST, _WORK = 1000, 20, 5e8
 def fit(task: Task, train: Data, validation: Data, strength: float | None = None) -> FittedHead:
     """Fits what scikit-learn's `LogisticRegression(C=strength)` fits to standardised features.
 
-    From strong to weak penalty, each start being the last solution, until validation is clearly
-    worse. Several labels are one regression each, of one strength.
+    From a usual penalty to weaker ones, then to stronger ones, each start being the last solution,
+    until validation is clearly worse. Several labels are one regression each, of one strength.
 
     Args:
         task: Classes.
@@ -63,21 +65,27 @@ def fit(task: Task, train: Data, validation: Data, strength: float | None = None
         warnings.simplefilter("ignore", ConvergenceWarning)
         usual = list(strengths(strength, _STRENGTHS))
         solved = path(y, task.units)
+        chosen = usual[0]
         if len(usual) > 1:
             rough = z.astype(np.float32)
-            for each in usual:
-                kernel, bias = solved(rough, each, _ROUGH, _MOST)
-                tried[each] = mean_loss(task, checked @ kernel + bias, validation[1], y)
-                if tried[each] > _WORSE * min(tried.values()):
-                    break
-        chosen = min(tried, key=lambda each: tried[each]) if tried else usual[0]
+            solutions = {}
+            for side in (usual[_FIRST:], usual[:_FIRST][::-1]):
+                solved = copy.deepcopy(solutions.get(usual[_FIRST], solved))
+                for each in side:
+                    kernel, bias = solved(rough, each, _ROUGH, _MOST)
+                    tried[each] = mean_loss(task, checked @ kernel + bias, validation[1], y)
+                    solutions[each] = copy.deepcopy(solved)
+                    if tried[each] > _WORSE * min(tried.values()):
+                        break
+            chosen = min(sorted(tried), key=lambda each: tried[each])
+            solved = solutions[chosen]
         iterations = int(np.clip(_WORK / (z.size * task.units), _LEAST, _MOST))
         kernel, bias = solved(z, chosen, _FINE, iterations)
     return FittedHead(
         layer=standard.dense(kernel, bias),
         name="logistic",
         strength=chosen,
-        sweep=tuple(tried.items()),
+        sweep=tuple(sorted(tried.items())),
     )
 
 
