@@ -53,11 +53,11 @@ def measure_cost(backbone: Backbone) -> Cost:
         start = time.perf_counter()
         run(image).numpy()
         seconds.append(time.perf_counter() - start)
-    flops = _flops(run.get_concrete_function())
+    flops = count_flops(run.get_concrete_function())
     return Cost(flops, float(np.median(seconds[_WARM_UP:])) * 1000, size)
 
 
-def _flops(function: Any) -> int:
+def count_flops(function: Any) -> int:
     """Counts by TensorFlow's profiler, which needs the graph in one piece, without variables."""
     graph = convert_variables_to_constants_v2(function).graph
     profiler = tf.compat.v1.profiler

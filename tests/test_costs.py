@@ -1,0 +1,76 @@
+"""What a whole model costs."""
+
+import itertools
+
+import keras
+import pytest
+
+from tfxfer import costs
+from tfxfer.backbones.cost import measure_cost
+from tfxfer.costs import model_cost
+
+
+def network(dtype: str = "float32") -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            keras.layers.Conv2D(4, 3, use_bias=False, dtype=dtype),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5, use_bias=False, dtype=dtype),
+        ]
+    )
+
+
+def test_weights_and_operations_are_counted():
+    found = model_cost(network(), (8, 8, 2))
+    assert found.parameters == 3 * 3 * 2 * 4 + 6 * 6 * 4 * 5
+    assert found.bytes == 4 * found.parameters
+    # A convolution multiplies and adds each weight at 6x6 places, a dense layer each once.
+    assert found.flops == 2 * (36 * 3 * 3 * 2 * 4 + 144 * 5)
+    assert 0 < found.latency_ms < 1000
+
+
+def test_half_precision_takes_half_the_bytes():
+    assert model_cost(network("bfloat16"), (8, 8, 2)).bytes == 2 * network().count_params()
+
+
+class Odd(keras.Model):
+    """Written by hand, not yet built, with several outputs and statistics that do not train."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = keras.layers.Conv2D(4, 3)
+        self.bn = keras.layers.BatchNormalization()
+        self.pool = keras.layers.GlobalAveragePooling2D()
+
+    def call(self, inputs, training=False):
+        maps = self.bn(self.conv(inputs), training=training)
+        return {"maps": maps, "pooled": self.pool(maps)}
+
+
+def test_any_model_can_be_measured_and_is_left_as_it_was():
+    model = Odd()
+    found = model_cost(model, (None, 16, 1))
+    assert found.parameters == (9 * 4 + 4) + 4 * 4
+    assert (model.bn.moving_mean.numpy() == 0).all()
+
+
+def test_a_head_comes_on_top_of_its_backbone(model, backbone):
+    height, width = backbone.contract.size
+    found = model_cost(model, (height, width, 3), "uint8")
+    assert found.parameters == model.count_params()
+    assert 0 < found.flops - measure_cost(backbone).flops < 100
+
+
+def test_the_clock_ends_the_measurement(monkeypatch):
+    runs = []
+    ticks = itertools.count()
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: float(next(ticks)))
+    assert costs._median_seconds(lambda: runs.append(1)) == 1.0
+    assert len(runs) == 3 + 5, "slow runs are not repeated more than is needed"
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, None), (1, 8, 8, 2)])
+def test_shapes_are_checked(shape):
+    with pytest.raises(ValueError, match="height, width and channels"):
+        model_cost(network(), shape)

@@ -1,0 +1,85 @@
+"""What a whole model costs: weights, operations and time for one image."""
+
+import time
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfxfer.backbones.cost import count_flops
+
+_ANY_SIZE = 224
+_WARM_UP = 3
+_LEAST_RUNS = 5
+_MOST_RUNS = 200
+_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What a model costs where it serves.
+
+    Attributes:
+        parameters: Scalars in its weights, those that do not train too.
+        bytes: Size of these in memory.
+        flops: Floating point operations for one image; a multiplication with its addition counts
+            as two.
+        latency_ms: Median time of one image in a batch of its own, in milliseconds, on this
+            machine.
+    """
+
+    parameters: int
+    bytes: int
+    flops: int
+    latency_ms: float
+
+
+def model_cost(
+    model: keras.Model, image_shape: tuple[int | None, int | None, int], dtype: str = "float32"
+) -> ModelCost:
+    """Counts weights and operations of a model as in inference, and measures its time.
+
+    Args:
+        model: From images `[batch, height, width, channels]`; what it returns does not matter.
+        image_shape: Height, width and channels of an image; 224 where a side is `None`.
+        dtype: Of the images, whose values are from 0 to 255.
+
+    Returns:
+        The cost.
+
+    Raises:
+        ValueError: If `image_shape` is none.
+    """
+    if len(image_shape) != 3 or image_shape[-1] is None:
+        raise ValueError(f"Expected height, width and channels, received {image_shape}.")
+    shape = (1, *(side or _ANY_SIZE for side in image_shape))
+    run = tf.function(
+        lambda images: model(images, training=False),
+        input_signature=[tf.TensorSpec(shape, dtype)],
+    )
+    traced = run.get_concrete_function()
+    image = tf.cast(np.random.default_rng(0).integers(0, 256, shape), dtype)
+    weights = model.weights
+    return ModelCost(
+        parameters=sum(_scalars(weight) for weight in weights),
+        bytes=sum(_scalars(weight) * tf.as_dtype(weight.dtype).size for weight in weights),
+        flops=count_flops(traced),
+        latency_ms=1000 * _median_seconds(lambda: tf.nest.map_structure(np.asarray, traced(image))),
+    )
+
+
+def _scalars(weight: keras.Variable) -> int:
+    return int(np.prod(weight.shape))
+
+
+def _median_seconds(run) -> float:
+    """Times a call for a short while, which must return only when its work is done."""
+    for _ in range(_WARM_UP):
+        run()
+    seconds: list[float] = []
+    while len(seconds) < _LEAST_RUNS or (sum(seconds) < _SECONDS and len(seconds) < _MOST_RUNS):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
