@@ -16,29 +16,45 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tfxfer import losses
     from tfxfer.backbones import load_backbone
     from tfxfer.data.pipeline import batches, train_batches
     from tfxfer.data.sources import open_dataset
     from tfxfer.data.splits import split_data
     from tfxfer.errors import UserError
     from tfxfer.export import save_hub_module
+    from tfxfer.methods.distill import distill
     from tfxfer.methods.extract import extract
     from tfxfer.methods.finetune import finetune
     from tfxfer.methods.lr_find import lr_find
-    from tfxfer.models import FeatureExtractor, FineTuner, load_model
+    from tfxfer.models import (
+        Distiller,
+        FeatureExtractor,
+        FineTuner,
+        LossSchedule,
+        MutualLearner,
+        Teacher,
+        load_model,
+    )
 
 __version__ = "0.1.0"
 
 # Imported at first use: TensorFlow costs seconds, and printing help must not.
 _EXPORTS = {
+    "Distiller": "tfxfer.models",
     "FeatureExtractor": "tfxfer.models",
     "FineTuner": "tfxfer.models",
+    "LossSchedule": "tfxfer.models",
+    "MutualLearner": "tfxfer.models",
+    "Teacher": "tfxfer.models",
     "UserError": "tfxfer.errors",
     "batches": "tfxfer.data.pipeline",
+    "distill": "tfxfer.methods.distill",
     "extract": "tfxfer.methods.extract",
     "finetune": "tfxfer.methods.finetune",
     "load_backbone": "tfxfer.backbones",
     "load_model": "tfxfer.models",
+    "losses": "tfxfer.losses",
     "lr_find": "tfxfer.methods.lr_find",
     "open_dataset": "tfxfer.data.sources",
     "save_hub_module": "tfxfer.export",
@@ -47,14 +63,20 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "Distiller",
     "FeatureExtractor",
     "FineTuner",
+    "LossSchedule",
+    "MutualLearner",
+    "Teacher",
     "UserError",
     "batches",
+    "distill",
     "extract",
     "finetune",
     "load_backbone",
     "load_model",
+    "losses",
     "lr_find",
     "open_dataset",
     "save_hub_module",
@@ -66,7 +88,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'tfxfer' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    module = importlib.import_module(_EXPORTS[name])
+    return module if module.__name__ == f"tfxfer.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -68,7 +68,7 @@ class Boundary:
         """
 
         def run(images: tf.Tensor) -> tf.Tensor:
-            x = self._backbone._preprocess(self._backbone.contract.prepare(images))
+            x = self._backbone.preprocess(self._backbone.contract.prepare(images))
             x = tf.cast(x, self._backbone.network.compute_dtype)
             return _run(self._before, x, training=False)
 

@@ -55,7 +55,7 @@ class KerasBackbone(Backbone):
         self.source = source
         self.contract = contract
         self.family = family
-        self._preprocess = _family(family).preprocess_input if family else lambda images: images
+        self.preprocess = _family(family).preprocess_input if family else lambda images: images
         self.preprocessing = f"keras.applications.{family}.preprocess_input" if family else ""
         shape = network.output_shape
         if not isinstance(shape, tuple) or len(shape) not in (2, 3, 4) or shape[-1] is None:
@@ -82,7 +82,7 @@ class KerasBackbone(Backbone):
 
     def features(self, images, training):
         """Runs the network; see `Backbone`."""
-        return self.network(self._preprocess(images), training=training)
+        return self.network(self.preprocess(images), training=training)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the network, serialized, beside the usual."""

@@ -8,10 +8,25 @@ import keras
 
 import tfxfer.heads  # noqa: F401 (so that Keras knows the layers of heads in files)
 from tfxfer.errors import UserError
+from tfxfer.models.distiller import Distiller, LossSchedule
 from tfxfer.models.feature_extractor import FeatureExtractor
 from tfxfer.models.fine_tuner import FineTuner
+from tfxfer.models.mutual import MutualLearner
+from tfxfer.models.teachers import Teacher
 
-__all__ = ["FeatureExtractor", "FineTuner", "load_model"]
+__all__ = [
+    "Distiller",
+    "FeatureExtractor",
+    "FineTuner",
+    "LossSchedule",
+    "MutualLearner",
+    "Staged",
+    "Teacher",
+    "load_model",
+]
+
+Staged = FineTuner | Distiller
+"""Models whose stages train in phases."""
 
 
 def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:

@@ -91,8 +91,7 @@ class StepModel(keras.Model):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for weight in trained:
                 tape.watch(weight.value)
-            outputs = self(inputs, training=True)
-            loss = self.compute_loss(inputs, targets, outputs, sample_weight, training=True)
+            outputs, loss = self._forward(inputs, targets, sample_weight)
             # Keras divides a loss by the number of replicas, whose gradients are then summed.
             self._loss_tracker.update_state(
                 loss * _replicas(), sample_weight=tf.shape(tf.nest.flatten(inputs)[0])[0]
@@ -100,6 +99,11 @@ class StepModel(keras.Model):
             scaled = self.optimizer.scale_loss(loss)
         self.compute_metrics(inputs, targets, outputs, sample_weight=sample_weight)
         return tape.gradient(scaled, trained) if trained else []
+
+    def _forward(self, inputs: Any, targets: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
+        """Runs the model on a batch; returns its outputs and the loss, of this replica's share."""
+        outputs = self(inputs, training=True)
+        return outputs, self.compute_loss(inputs, targets, outputs, sample_weight, training=True)
 
     def _accumulated(self, trained: list[keras.Variable], batch: tuple[Any, ...]) -> Gradients:
         """Sums the gradients of the parts of a batch, each weighed by its share of the examples."""

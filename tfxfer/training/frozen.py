@@ -5,11 +5,11 @@ import hashlib
 import numpy as np
 
 from tfxfer.errors import UserError
-from tfxfer.models import FineTuner
+from tfxfer.models import Staged
 from tfxfer.plan import Phase
 
 
-def digests(model: FineTuner) -> dict[str, list[str]]:
+def digests(model: Staged) -> dict[str, list[str]]:
     """Hashes each weight, by stage: what a phase moved shows without a copy of the model."""
     return {
         stage.name: [
@@ -20,7 +20,7 @@ def digests(model: FineTuner) -> dict[str, list[str]]:
     }
 
 
-def unmoved_stages(phase: Phase, model: FineTuner, before: dict[str, list[str]]) -> tuple[str, ...]:
+def unmoved_stages(phase: Phase, model: Staged, before: dict[str, list[str]]) -> tuple[str, ...]:
     """Compares weights with what the phase declared to train, bit by bit.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tfxfer.errors import UserError
 from tfxfer.evaluate import predict
-from tfxfer.models import FineTuner
+from tfxfer.models import Staged
 from tfxfer.models.step import StepModel
 from tfxfer.plan import Phase, check_plan
 from tfxfer.training.checkpoints import Checkpoints, State
@@ -24,8 +24,8 @@ from tfxfer.training.settings import Settings
 
 __all__ = ["Batches", "Data", "PhaseResult", "Settings", "train"]
 
-START = "start"
-"""Name of the weights that training started from."""
+START, LAST = "start", "last"
+"""Names of the weights that training started from, and of those of the last epoch."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class PhaseResult:
 
 
 def train(
-    model: FineTuner,
+    model: Staged,
     plan: Sequence[Phase],
     data: Data,
     objective: Objective,
     *,
     settings: Settings | None = None,
     shortcut: Callable[[Phase], tuple[StepModel, Data] | None] = lambda phase: None,
-    solve_head: Callable[[FineTuner], None] | None = None,
+    solve_head: Callable[[Staged], None] | None = None,
     checkpoints: Checkpoints | None = None,
     on_phase: Callable[[Phase], None] = lambda phase: None,
     callbacks: Callable[[Phase], Sequence[keras.callbacks.Callback]] = lambda phase: (),
@@ -85,7 +85,7 @@ def train(
     device and one phase this is what Keras' `fit` does, to the bit.
 
     Args:
-        model: A fine-tuner whose output is logits or numbers, `[batch, units]`.
+        model: A fine-tuner or a distiller whose output is logits or numbers, `[batch, units]`.
         plan: The phases, in order.
         data: Images and labels; validation chooses the epoch.
         objective: What training makes small.
@@ -138,7 +138,7 @@ class _Training:
 
     def __init__(
         self,
-        model: FineTuner,
+        model: Staged,
         data: Data,
         objective: Objective,
         settings: Settings,
@@ -265,7 +265,7 @@ class _Training:
         self,
         phase: Phase,
         number: int,
-        solve_head: Callable[[FineTuner], None] | None,
+        solve_head: Callable[[Staged], None] | None,
         shortcut: Callable[[Phase], tuple[StepModel, Data] | None],
     ) -> None:
         if solve_head is None:
@@ -325,6 +325,8 @@ class _Training:
         """Writes the weights of an epoch, if they may be wanted again."""
         if best:
             self._checkpoints.write_weights(of_phase(number), self._model, losses)
+        if self._settings.keep_last:
+            self._checkpoints.write_weights(LAST, self._model)
         if not (self._settings.keep_epochs and "val_loss" in standing.history):
             return
         name = f"{of_phase(number)}-epoch-{standing.epoch}"
@@ -356,7 +358,7 @@ def _results(state: State) -> tuple[PhaseResult, ...]:
     )
 
 
-def _moving(model: FineTuner) -> list[keras.Variable]:
+def _moving(model: Staged) -> list[keras.Variable]:
     """Returns the weights that a phase may move, statistics of batch normalization too."""
     return [
         weight

@@ -20,12 +20,14 @@ class Objective:
         spread: Standard deviation of each target of a regression.
         label_smoothing: Share of each label that training spreads over all classes (Szegedy et al.
             2016, section 7); of one class it needs `soft`.
+        unlabelled: Whether some examples have no label, so that metrics go by weights.
     """
 
     task: Task
     soft: bool = False
     spread: tuple[float, ...] = ()
     label_smoothing: float = 0.0
+    unlabelled: bool = False
 
     @property
     def metric(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfxfer.models import FineTuner
+from tfxfer.models import Staged
 
 _MOMENTUM = 0.9
 
@@ -67,9 +67,7 @@ class StageOptimizer(keras.optimizers.MultiOptimizer):
         self._iterations.assign_add(1)
 
 
-def stage_optimizer(
-    model: FineTuner, kind: str = "adam", weight_decay: float = 0.0
-) -> StageOptimizer:
+def stage_optimizer(model: Staged, kind: str = "adam", weight_decay: float = 0.0) -> StageOptimizer:
     """Makes the optimizer of a fine-tuner, over the learned weights of all its stages.
 
     Args:

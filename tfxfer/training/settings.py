@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.backbones import HEAD
-from tfxfer.models import FineTuner
+from tfxfer.models import Staged
 from tfxfer.models.step import StepModel
 from tfxfer.training.objective import Objective
 from tfxfer.training.optimizer import StageOptimizer, decays, stage_optimizer
@@ -31,6 +31,7 @@ class Settings:
         loss_scaling: Whether to scale the loss so that float16 gradients do not vanish.
         jit: Whether to compile steps with XLA.
         keep_epochs: How many of the best epochs of all phases leave their weights behind.
+        keep_last: Whether the last epoch does, as `LAST`.
     """
 
     optimizer: str = "adam"
@@ -42,8 +43,9 @@ class Settings:
     loss_scaling: bool = False
     jit: bool = False
     keep_epochs: int = 0
+    keep_last: bool = False
 
-    def make_optimizer(self, model: FineTuner) -> tuple[StageOptimizer, Any]:
+    def make_optimizer(self, model: Staged) -> tuple[StageOptimizer, Any]:
         """Makes an optimizer over all stages of a model.
 
         Args:
@@ -72,18 +74,19 @@ class Settings:
             objective: What training makes small.
             toward: What `starts` returned.
         """
+        metrics = "weighted_metrics" if objective.unlabelled else "metrics"
         with trained.distribute_strategy.scope():
             trained.compile(
                 optimizer,
                 loss=objective.loss(),
-                metrics=objective.metrics(),
+                **{metrics: objective.metrics()},
                 gradient_accumulation_steps=self.accumulate,
                 global_clipnorm=self.clip_norm or None,
                 l2_sp=self.l2_sp,
                 toward=toward,
             )
 
-    def starts(self, model: FineTuner, weights: Sequence[np.ndarray]) -> Toward:
+    def starts(self, model: Staged, weights: Sequence[np.ndarray]) -> Toward:
         """Pairs each weight with what it is pulled toward; of the head, kernels toward 0.
 
         Args:

@@ -1,0 +1,457 @@
+"""`Distiller`: a student that learns what its teachers say."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfxfer.backbones import Stage
+from tfxfer.losses.terms import Term, parse_losses
+from tfxfer.models.step import StepModel
+from tfxfer.models.taps import FEATURES, Taps
+from tfxfer.models.teachers import LOGITS, Teacher, Teachers
+from tfxfer.task import SINGLE_LABEL
+
+PROJECTORS = "projectors"
+"""The name of the stage that brings features of the student to as many units as the teacher's."""
+
+INPUTS, TEACHER = "inputs", "teacher"
+"""Keys of a batch that brings along what the teachers say of it."""
+
+
+@keras.saving.register_keras_serializable(package="tfxfer")
+class Distiller(StepModel):
+    """A student that learns the outputs of trained networks, beside labels or without any.
+
+    The loss of an example is `alpha * label loss + sum of weight * loss(student, teacher)`, beside
+    the student's own regularisers (Hinton et al. 2015, "Distilling the Knowledge in a Neural
+    Network"). A plain Keras model, whose output is that of the student::
+
+        distiller = Distiller(student, teacher, "0.9*kd(temperature=4)", alpha=0.1)
+        distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        distiller.fit(images, labels)
+        distiller.student.save("student.keras")
+
+    In a step each network runs once. Teachers run as in inference; they are no part of this model:
+    their weights are neither trained nor saved nor exported, and a distiller that was loaded from a
+    file trains again once it is given `teachers`. `evaluate` is that of the student, on labels.
+
+    Labels may be missing: -1 for a class, zeros for one-hot ones, NaN for numbers. Such examples
+    count with a label loss of 0. Metrics that are to leave them out go into `weighted_metrics`.
+
+    Under a strategy, losses over the batch, such as `rkd_distance`, are those of the whole batch.
+
+    Args:
+        student: Any Keras model from inputs to logits `[batch, units]`, built.
+        teachers: A model or a `Teacher`, or several, from the same inputs; each prepares its inputs
+            itself. May be set later.
+        losses: Such as `kd(temperature=4)+0.5*hint(student=block2,teacher=conv3)`, the losses of
+            `tfxfer.losses`; or a sequence of such terms, and of functions of `(student, teacher)`
+            logits `[batch, units]` that return `[batch]`.
+        weights: Weights of the losses, in place of those written before them.
+        alpha: Weight of the label loss, the one that `compile` is given; at least 0.
+        teacher_weights: Of the average of several teachers; see `Teachers`.
+        task: What the outputs are: a kind of `tfxfer.task`.
+        **kwargs: As for every `keras.Model`.
+
+    Attributes:
+        alpha: A variable; a schedule may assign it.
+        loss_weights: A variable for each loss, by its text.
+        temperatures: A variable for each loss that has one.
+
+    Raises:
+        UserError: If there is no such loss, or no layer of a name in student or teachers.
+        ValueError: If a number is out of range, the student is not built, or shares weights with a
+            teacher.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teachers: Any = (),
+        losses: str | Sequence[str | Callable[..., tf.Tensor]] = "0.9*kd(temperature=4)",
+        weights: Sequence[float] | None = None,
+        *,
+        alpha: float = 0.1,
+        teacher_weights: Sequence[float] | None = None,
+        task: str = SINGLE_LABEL,
+        projections: Mapping[str, int] | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not alpha >= 0:
+            raise ValueError(f"Expected alpha of at least 0, received {alpha}.")
+        if not student.built:
+            raise ValueError(f"Expected a student that is built, received {student.name!r}.")
+        self.student, self.task = student, task
+        self.terms = _terms(losses, weights)
+        self._taps = Taps(student, _places(self.terms, "student"), "The student")
+        self._teacher_weights, self._teachers = teacher_weights, lambda: None
+        self.alpha = self._number(alpha, "alpha")
+        self.loss_weights = [self._number(term.weight, "weight") for term in self.terms]
+        self.temperatures = {
+            str(i): self._number(value, "temperature")
+            for i, term in enumerate(self.terms)
+            if (value := _temperature(term)) is not None
+        }
+        self.projectors: list[keras.layers.Layer] = []
+        self._projected: list[int] = []
+        for number, units in (projections or {}).items():
+            self._project(int(number), units)
+        names = [term.name for term in self.terms]
+        self._trackers = [
+            keras.metrics.Mean(name=name if names.count(name) == 1 else f"{name}_{i + 1}")
+            for i, name in enumerate(names)
+        ]
+        self.built = True
+        if teachers != ():
+            self._learn_from(teachers)
+
+    def _number(self, value: float, name: str) -> keras.Variable:
+        initial = keras.initializers.Constant(value)
+        return self.add_weight((), initial, "float32", trainable=False, autocast=False, name=name)
+
+    @property
+    def teachers(self) -> Teachers | None:
+        """The teachers, which are no part of the model; `None` if they are still to be given.
+
+        May be set to a model, a `Teacher`, or several.
+        """
+        return self._teachers()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets teachers, which Keras must not see, and all else as usual."""
+        if name == "teachers":
+            self._learn_from(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _learn_from(self, teachers: Any) -> None:
+        given = teachers if isinstance(teachers, list | tuple) else [teachers]
+        members = [each if isinstance(each, Teacher) else Teacher(each) for each in given]
+        own = {id(weight) for weight in self.student.weights}
+        for member in members:
+            if not own.isdisjoint(id(weight) for weight in getattr(member.model, "weights", ())):
+                raise ValueError(
+                    f"Expected a teacher with weights of its own, received {member.name!r}, which "
+                    "shares some with the student: clone it."
+                )
+        found = Teachers(members, self._teacher_weights, self.task, _places(self.terms, "teacher"))
+        for number, term in enumerate(self.terms):
+            if term.needs_equal_units and number not in self._projected:
+                units = found.channels[term.teacher or FEATURES]
+                if units != self._taps.channels[term.student or FEATURES]:
+                    self._project(number, units)
+        # In a function, so that Keras does not take them for a part of the model.
+        self._teachers = lambda: found
+
+    def _project(self, number: int, units: int | None) -> None:
+        """Brings what a loss sees of the student to so many units (Romero et al. 2015, FitNets)."""
+        channels = self._taps.channels[self.terms[number].student or FEATURES]
+        # On the last axis: a 1x1 convolution, for maps.
+        layer = keras.layers.Dense(units, use_bias=False, name=f"projector_{number + 1}")
+        layer.build((None, channels))
+        self._projected.append(number)
+        self.projectors.append(layer)
+
+    @property
+    def backbone(self) -> Any:
+        """The backbone of the student, if it is on one."""
+        return self.student.backbone
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the student, and `projectors` if there are some."""
+        weights = tuple(weight for each in self.projectors for weight in each.weights)
+        extra = (Stage(PROJECTORS, weights, ()),) if weights else ()
+        return (*self.student.stages, *extra)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of the stages, input side first."""
+        return tuple(stage.name for stage in self.stages)
+
+    def unfreeze(self, stages: str | Collection[str], bn: str = "") -> None:
+        """Makes exactly these stages trainable and freezes the others; then compile again.
+
+        Args:
+            stages: One name or several of `stage_names`.
+            bn: As `FineTuner.unfreeze`.
+        """
+        stages = [stages] if isinstance(stages, str) else stages
+        self.trainable = True
+        for each in self.projectors:
+            each.trainable = PROJECTORS in stages
+        self.student.unfreeze([name for name in stages if name != PROJECTORS], bn)
+
+    def call(self, inputs: Any, training: bool = False, features: bool = False) -> Any:
+        """Computes the output of the student; with `features`, what the losses see too."""
+        if isinstance(inputs, Mapping) and TEACHER in inputs:
+            inputs = inputs[INPUTS]
+        if not features:
+            return self.student(inputs, training=training)
+        return self._taps(inputs, training)
+
+    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """Trains as Keras' `fit`; losses with a warm-up begin slowly.
+
+        Raises:
+            ValueError: If there are no teachers.
+        """
+        if self.teachers is None:
+            raise ValueError("Expected teachers to learn from, received none: set `teachers`.")
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            given = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+            callbacks = [LossSchedule(), *(each for each in given if each is not None)]
+        return super().fit(*args, callbacks=callbacks, **kwargs)
+
+    def test_step(self, data: Any) -> Any:
+        """Evaluates the student on labels."""
+        logs = super().test_step(data)
+        losses = [each.name for each in self._trackers]
+        return {name: value for name, value in logs.items() if name not in losses}
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Counts the metrics; examples without a label weigh nothing."""
+        y, known = _labels(y, self.task)
+        return super().compute_metrics(x, y, y_pred, _weighed(known, sample_weight))
+
+    def loss_terms(
+        self, inputs: Any, targets: Any, sample_weight: Any = None
+    ) -> dict[str, tf.Tensor]:
+        """Computes each part of the loss of a batch by itself, in training.
+
+        Args:
+            inputs: Of the student; or what `taught` batches give.
+            targets: Labels.
+            sample_weight: `[batch]`, if examples weigh differently.
+
+        Returns:
+            Scalars with their weights applied: `labels`, with the regularisers of the student, if
+            there is a label loss; and each loss by its text.
+        """
+        _, label, means = self._parts_of_loss(inputs, targets, sample_weight)
+        found = {} if label is None else {"labels": label}
+        for term, weight, mean in zip(self.terms, self.loss_weights, means, strict=True):
+            name = str(term)
+            found[name] = found.get(name, 0.0) + tf.convert_to_tensor(weight) * mean
+        return found
+
+    def _forward(self, inputs: Any, targets: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
+        """Runs each network once, and adds up the losses of this replica's share."""
+        outputs, label, means = self._parts_of_loss(inputs, targets, sample_weight)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        loss = tf.constant(0.0) if label is None else label
+        for weight, mean, tracker in zip(self.loss_weights, means, self._trackers, strict=True):
+            tracker.update_state(mean, sample_weight=tf.shape(outputs)[0])
+            loss += tf.convert_to_tensor(weight) * mean / replicas
+        return outputs, loss
+
+    def _parts_of_loss(
+        self, inputs: Any, targets: Any, sample_weight: Any
+    ) -> tuple[tf.Tensor, tf.Tensor | None, list[tf.Tensor]]:
+        """Returns the student's output, the label loss, and the mean of each other loss."""
+        answers = self._ask(inputs)
+        outputs, features = self(inputs, training=True, features=True)
+        label = None
+        if self.loss is not None or self.losses:
+            y, known = _labels(targets, self.task)
+            ones = tf.ones(tf.shape(outputs)[:1])
+            weight = tf.convert_to_tensor(self.alpha) * _weighed(known, sample_weight, ones)
+            label = self.compute_loss(inputs, y, outputs, weight, training=True)
+        means = []
+        for number, term in enumerate(self.terms):
+            value = self._distilled(number, term, outputs, features, answers, targets)
+            if sample_weight is not None:
+                weights = _gathered(sample_weight) if term.relational else sample_weight
+                value = value * tf.cast(weights, value.dtype)
+            means.append(tf.cast(tf.reduce_mean(value), tf.float32))
+        return outputs, label, means
+
+    def _ask(self, inputs: Any) -> dict[str, tf.Tensor]:
+        """Asks the teachers, or reads what they have said before."""
+        teachers = self.teachers
+        if teachers is None:
+            raise ValueError("Expected teachers to learn from, received none: set `teachers`.")
+        if isinstance(inputs, Mapping) and TEACHER in inputs:
+            return teachers.unpacked(inputs[TEACHER], inputs[INPUTS])
+        return teachers(inputs)
+
+    def _distilled(
+        self,
+        number: int,
+        term: Any,
+        outputs: tf.Tensor,
+        features: Mapping[str, tf.Tensor],
+        answers: Mapping[str, tf.Tensor],
+        targets: Any,
+    ) -> tf.Tensor:
+        """Computes one of the losses, `[batch]`."""
+        if term.of_features:
+            student, teacher = features[term.student or FEATURES], answers[term.teacher or FEATURES]
+            if number in self._projected:
+                student = self.projectors[self._projected.index(number)](student)
+        else:
+            student, teacher = outputs, answers[LOGITS]
+        options = dict(term.options)
+        if str(number) in self.temperatures:
+            options["temperature"] = tf.convert_to_tensor(self.temperatures[str(number)])
+        if term.needs_labels:
+            options["y_true"] = targets
+        if term.relational:
+            student, teacher = _gathered(student), _gathered(teacher)
+        return term.function(student, teacher, **options)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the student, serialized, and how it learns; without its teachers."""
+        if own := [term.name for term in self.terms if not isinstance(term, Term)]:
+            raise ValueError(f"Expected losses by name, to be saved, received functions {own}.")
+        return {
+            **super().get_config(),
+            "student": keras.saving.serialize_keras_object(self.student),
+            "losses": [str(term) for term in self.terms],
+            "alpha": float(self.alpha),
+            "teacher_weights": self._teacher_weights,
+            "task": self.task,
+            "projections": {
+                str(number): layer.units
+                for number, layer in zip(self._projected, self.projectors, strict=True)
+            },
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Distiller":
+        """Makes the model again from `get_config`; it is to be given its `teachers`."""
+        student = keras.saving.deserialize_keras_object(config["student"])
+        return cls(**{**config, "student": student})
+
+
+class LossSchedule(keras.callbacks.Callback):
+    """Sets alpha, weights and temperatures of a `Distiller` as each epoch begins.
+
+    A loss with a warm-up of `n` epochs weighs `(epoch + 1) / n` of its weight until then.
+
+    Args:
+        alpha: The weight of the label loss by epoch, from 0; stays as it is if `None`.
+        weights: The same for losses, by their number, from 0.
+        temperatures: The same for their temperatures.
+    """
+
+    def __init__(
+        self,
+        alpha: Callable[[int], float] | None = None,
+        weights: Mapping[int, Callable[[int], float]] | None = None,
+        temperatures: Mapping[int, Callable[[int], float]] | None = None,
+    ):
+        super().__init__()
+        self._alpha, self._weights = alpha, dict(weights or {})
+        self._temperatures = dict(temperatures or {})
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets what follows a schedule."""
+        distiller: Any = self.model
+        for number, term in enumerate(distiller.terms):
+            if term.warmup:
+                share = min(1.0, (epoch + 1) / term.warmup)
+                distiller.loss_weights[number].assign(term.weight * share)
+        for number, weight in self._weights.items():
+            distiller.loss_weights[number].assign(weight(epoch))
+        for number, temperature in self._temperatures.items():
+            distiller.temperatures[str(number)].assign(temperature(epoch))
+        if self._alpha is not None:
+            distiller.alpha.assign(self._alpha(epoch))
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A loss of logits that is given as a function, with what `Term` says of the others."""
+
+    function: Callable[..., tf.Tensor]
+    weight: float = 1.0
+    options: Mapping[str, float] = field(default_factory=dict)
+    warmup: float = 0.0
+    student: str = ""
+    teacher: str = ""
+    of_features: bool = False
+    relational: bool = False
+    needs_equal_units: bool = False
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", "loss")
+
+    @property
+    def needs_labels(self) -> bool:
+        return "y_true" in inspect.signature(self.function).parameters
+
+
+def _terms(losses: Any, weights: Sequence[float] | None) -> tuple[Any, ...]:
+    """Reads losses, and gives them their weights."""
+    given = [losses] if isinstance(losses, str | Term) or callable(losses) else losses
+    terms: list[Any] = []
+    for each in given:
+        if isinstance(each, str):
+            terms += parse_losses(each)
+        else:
+            terms.append(each if isinstance(each, Term) else _Own(each))
+    if not terms:
+        raise ValueError("Expected a loss at least, received none.")
+    if weights is None:
+        return tuple(terms)
+    if len(weights) != len(terms):
+        raise ValueError(f"Expected {len(terms)} weights, received {len(weights)}.")
+    return tuple(replace(term, weight=w) for term, w in zip(terms, weights, strict=True))
+
+
+def _temperature(term: Any) -> float | None:
+    """Returns the temperature of a loss, given or usual; `None` if it has none."""
+    parameter = inspect.signature(term.function).parameters.get("temperature")
+    return None if parameter is None else term.options.get("temperature", parameter.default)
+
+
+def _places(terms: Sequence[Any], side: str) -> set[str]:
+    """Names the layers that losses see of the student, or of the teachers."""
+    return {getattr(term, side) or FEATURES for term in terms if term.of_features}
+
+
+def _labels(targets: Any, task: str) -> tuple[Any, tf.Tensor | None]:
+    """Puts a harmless value where a label is missing, and tells where one is, bool `[batch]`."""
+    if not tf.is_tensor(targets) or targets.shape.rank not in (1, 2):
+        return targets, None
+    if targets.dtype.is_integer:
+        known = tf.reshape(targets, [tf.shape(targets)[0], -1])[:, 0] >= 0
+        return tf.maximum(targets, 0), known
+    missing = tf.math.is_nan(targets)
+    known = ~tf.reduce_any(tf.reshape(missing, [tf.shape(targets)[0], -1]), axis=-1)
+    if task == SINGLE_LABEL and targets.shape.rank == 2:
+        known &= tf.reduce_any(targets > 0, axis=-1)
+    return tf.where(missing, tf.zeros_like(targets), targets), known
+
+
+def _weighed(known: tf.Tensor | None, sample_weight: Any, otherwise: Any = None) -> Any:
+    """Takes the weight of examples without a label away."""
+    weight = otherwise if sample_weight is None else tf.cast(sample_weight, tf.float32)
+    if known is None:
+        return weight
+    known = tf.cast(known, tf.float32)
+    return known if weight is None else known * weight
+
+
+def _gathered(value: Any) -> tf.Tensor:
+    """Puts the shares of all replicas together, which are as large; gradients find their way back.
+
+    As a sum of shares that are each in their own place: `all_gather` and sums of gradients in one
+    process can take each other's keys (`Collective instance ... expected type`).
+    """
+    context: Any = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
+        return value
+    place = tf.one_hot(context.replica_id_in_sync_group, replicas, dtype=tf.float32)
+    value = tf.cast(value, tf.float32)
+    apart = tf.reshape(place, [-1, *[1] * value.shape.rank]) * value[None]
+    together = context.all_reduce(tf.distribute.ReduceOp.SUM, apart)
+    return tf.reshape(together, [-1, *value.shape[1:]])

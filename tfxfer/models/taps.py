@@ -1,0 +1,175 @@
+"""What layers of a model return, by name, in the same pass as its output."""
+
+import difflib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfxfer.backbones import Backbone, KerasBackbone
+from tfxfer.errors import UserError
+from tfxfer.models.base import BackboneModel
+
+FEATURES, MAPS = "features", "maps"
+"""What a backbone returns, `[batch, units]`, and the same before it is averaged over places."""
+
+
+class Taps:
+    """A model that also gives what some of its layers return.
+
+    Args:
+        model: A model on a backbone, or a functional or Sequential one; or, if no names are wanted,
+            anything that is called with inputs and `training`.
+        names: Of layers, those of models within models too. Of a model on a backbone also of its
+            stages, whose last output it then is, `features` and `maps`. Of another model `features`
+            is what goes into its last layer with weights.
+        source: What the model is called in messages.
+
+    Raises:
+        UserError: If there is no layer of a name, or the model does not show its layers.
+    """
+
+    def __init__(self, model: Any, names: Collection[str] = (), source: str = "the model"):
+        self._model = model
+        self._backbone = model.backbone if isinstance(model, BackboneModel) else None
+        # What is kept of the graph: outputs by the layer that gives them, and what goes into one.
+        self._names: dict[int, list[str]] = {}
+        self._last: keras.layers.Layer | None = None
+        own = () if self._backbone is None else (FEATURES, MAPS)
+        self.channels: dict[str, int | None] = {}
+        wanted = sorted(set(names) - set(own))
+        for name in set(names) & set(own):
+            self.channels[name] = model.backbone.units
+        if not wanted:
+            return
+        graph = _graph(model if self._backbone is None else _network(self._backbone))
+        if graph is None:
+            raise UserError(
+                f"{source} does not show its layers, and is asked for {wanted[0]!r}",
+                f"Ask for {' or '.join(own)}." if own else "Give a functional or Sequential model.",
+            )
+        known = {layer.name: layer for layer in _layers(graph)}
+        if isinstance(self._backbone, KerasBackbone):
+            known |= _stage_ends(self._backbone, graph)
+        if self._backbone is None and FEATURES in wanted:
+            wanted.remove(FEATURES)
+            last = self._last = _last_with_weights(graph, source)
+            self.channels[FEATURES] = last.input.shape[-1]
+        for name in wanted:
+            if name not in known:
+                told = [*own, *known]
+                near = difflib.get_close_matches(name, told, n=3, cutoff=0.5) or told[-8:]
+                raise UserError(
+                    f"{source} has no layer or stage {name!r}", f"Did you mean {', '.join(near)}?"
+                )
+            self._names.setdefault(id(known[name]), []).append(name)
+            self.channels[name] = known[name].output.shape[-1]
+
+    def __call__(self, inputs: Any, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Runs the model once.
+
+        Args:
+            inputs: As the model takes them.
+            training: As in `call` of the model.
+
+        Returns:
+            What the model itself returns, and what was wanted by name, with `features` and `maps`
+            of a model on a backbone in any case.
+        """
+        found: dict[str, tf.Tensor] = {}
+        if self._backbone is not None:
+            return self._on_backbone(self._backbone, inputs, training, found), found
+        if self._names or self._last is not None:
+            return self._run(self._model, inputs, training, found), found
+        return self._model(inputs, training=training), found
+
+    def _on_backbone(
+        self, backbone: Backbone, inputs: Any, training: bool, found: dict[str, tf.Tensor]
+    ) -> tf.Tensor:
+        """Does what the backbone and the model on it do in `call`."""
+        learns = bool(training) and (backbone.trainable or backbone.bn == "train")
+        images = backbone.contract.prepare(inputs)
+        if self._names and isinstance(backbone, KerasBackbone):
+            images = backbone.preprocess(images)
+            found[MAPS] = self._run(backbone.network, images, learns, found)
+        else:
+            found[MAPS] = backbone.features(images, learns)
+        found[FEATURES] = backbone.vectors(found[MAPS])
+        return self._model.head(found[FEATURES], training=training)
+
+    def _run(self, model: Any, inputs: Any, training: bool, found: dict[str, tf.Tensor]) -> Any:
+        """Runs a graph of layers as Keras does, and keeps what is wanted."""
+        graph: Any = _graph(model)
+
+        def told(operation: Any) -> Any:
+            if not isinstance(operation, keras.layers.Layer):
+                return operation
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if operation is self._last:
+                    found[FEATURES] = args[0]
+                if self._is_within(operation):
+                    outputs = self._run(operation, args[0], training, found)
+                else:
+                    outputs = operation(*args, **{**kwargs, "training": training})
+                for name in self._names.get(id(operation), ()):
+                    found[name] = outputs
+                return outputs
+
+            return call
+
+        return graph._run_through_graph(graph._standardize_inputs(inputs), operation_fn=told)
+
+    def _is_within(self, operation: keras.layers.Layer) -> bool:
+        """Whether something that is wanted is inside of a model within the model."""
+        inner = _graph(operation)
+        return inner is not None and any(
+            id(each) in self._names or each is self._last for each in _layers(inner)
+        )
+
+
+def _network(backbone: Backbone) -> keras.Model | None:
+    return backbone.network if isinstance(backbone, KerasBackbone) else None
+
+
+def _graph(model: Any) -> Any:
+    """Returns the functional model that a model is; `None` if it is none."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth") else None
+
+
+def _layers(graph: Any) -> Iterator[keras.layers.Layer]:
+    """Gives layers in the order in which they run, those of a model within ahead of itself."""
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for node in graph._nodes_by_depth[depth]:
+            layer = node.operation
+            if isinstance(layer, keras.layers.Layer) and not node.is_input:
+                if (inner := _graph(layer)) is not None:
+                    yield from _layers(inner)
+                yield layer
+
+
+def _leaves(graph: Any) -> list[keras.layers.Layer]:
+    return [layer for layer in _layers(graph) if _graph(layer) is None]
+
+
+def _last_with_weights(graph: Any, source: str) -> keras.layers.Layer:
+    found = [layer for layer in _leaves(graph) if layer.weights]
+    if not found:
+        raise UserError(f"{source} has no weights", "Name the layer whose output is wanted.")
+    return found[-1]
+
+
+def _stage_ends(backbone: KerasBackbone, graph: Any) -> dict[str, keras.layers.Layer]:
+    """Finds the last layer of each stage: of those with weights, and of those that follow it."""
+    owner = {id(weight): stage.name for stage in backbone.stages for weight in stage.weights}
+    ends: dict[str, keras.layers.Layer] = {}
+    stage = ""
+    for layer in _leaves(graph):
+        if layer.weights:
+            stage = owner[id(layer.weights[0])]
+        if stage:
+            ends[stage] = layer
+    return ends

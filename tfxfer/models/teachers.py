@@ -1,0 +1,205 @@
+"""`Teacher` and `Teachers`: trained networks, of which a student learns."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfxfer.errors import UserError
+from tfxfer.models.base import BackboneModel
+from tfxfer.models.taps import Taps
+from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+LOGITS, SOFTMAX, SIGMOID = "logits", "softmax", "sigmoid"
+"""What a teacher returns: logits (or the numbers of a regression), or probabilities of a kind."""
+
+
+class Teacher:
+    """A trained network, seen as logits of the classes of a student.
+
+    It is only ever run as in inference, and nothing of it is changed, `trainable` neither.
+
+    Args:
+        model: A Keras model, or anything that is called with inputs and `training`, from the
+            inputs of the student to `[batch, units]`. It prepares its images itself.
+        outputs: `logits`, or `softmax` or `sigmoid` for probabilities; found out from the last
+            layer if empty.
+        columns: Which of its outputs are the classes of the student, in the order of the student;
+            all of them, in their order, if `None`.
+        name: What it is called in messages.
+
+    Raises:
+        ValueError: If `outputs` is none of these.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        outputs: str = "",
+        columns: Sequence[int] | None = None,
+        name: str = "the teacher",
+    ):
+        if outputs not in ("", LOGITS, SOFTMAX, SIGMOID):
+            raise ValueError(f"Expected logits, softmax or sigmoid, received {outputs!r}.")
+        self.model, self.name = model, name
+        self.outputs = outputs or _last_activation(model)
+        self.columns = None if columns is None else tuple(columns)
+
+    def logits(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Makes logits of the student's classes of what the model returned, at least float32."""
+        if outputs.dtype != tf.float64:
+            outputs = tf.cast(outputs, tf.float32)
+        if self.columns is not None:
+            outputs = tf.gather(outputs, self.columns, axis=-1)
+        if self.outputs == LOGITS:
+            return outputs
+        least = np.finfo(outputs.dtype.as_numpy_dtype).tiny
+        logs = tf.math.log(tf.maximum(outputs, least))
+        if self.outputs == SOFTMAX:
+            return logs
+        return logs - tf.math.log(tf.maximum(1.0 - outputs, least))
+
+
+class Teachers:
+    """One teacher or several, asked once a batch.
+
+    Several are averaged in the space of probabilities (Hinton et al. 2015, section 1), those of a
+    regression in that of its numbers.
+
+    Args:
+        teachers: One at least.
+        weights: Of the average, each above 0; equal if `None`. Only their ratios count.
+        task: What the outputs are: one of the kinds of `tfxfer.task`.
+        names: Of layers whose outputs are wanted besides; each is taken of the first teacher that
+            has it.
+
+    Raises:
+        UserError: If no teacher has a layer of a name.
+        ValueError: If there is no teacher, or the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        weights: Sequence[float] | None = None,
+        task: str = SINGLE_LABEL,
+        names: Collection[str] = (),
+    ):
+        if not teachers:
+            raise ValueError("Expected a teacher at least, received none.")
+        shares = np.ones(len(teachers)) if weights is None else np.asarray(weights, np.float64)
+        if shares.shape != (len(teachers),) or not (shares > 0).all():
+            raise ValueError(
+                f"Expected a weight above 0 for each of {len(teachers)} teachers, "
+                f"received {weights}."
+            )
+        self.teachers, self.weights = tuple(teachers), weights
+        self._shares, self._task = shares / shares.sum(), task
+        self._taps = self._find(set(names))
+        self.names = tuple(sorted(names))
+        self.channels: Mapping[str, int | None] = {
+            name: taps.channels[name] for taps in self._taps for name in taps.channels
+        }
+
+    def _find(self, names: set[str]) -> list[Taps]:
+        """Gives each name to the first teacher that has it; the last one says what is lacking."""
+        taps = []
+        for teacher in self.teachers:
+            last = teacher is self.teachers[-1]
+            found = names if last else {name for name in names if _has(teacher, name)}
+            taps.append(Taps(teacher.model, found, teacher.name))
+            names = names - found
+        return taps
+
+    def __call__(self, inputs: Any) -> dict[str, tf.Tensor]:
+        """Runs each teacher once, as in inference.
+
+        Args:
+            inputs: As the student takes them.
+
+        Returns:
+            `logits`, `[batch, units]`, at least float32, and what was wanted by name.
+        """
+        told, found = [], {}
+        for teacher, taps in zip(self.teachers, self._taps, strict=True):
+            outputs, features = taps(inputs, training=False)
+            told.append(teacher.logits(outputs))
+            found |= {name: value for name, value in features.items() if name not in found}
+        wanted = {name: found[name] for name in self.names}
+        answers = {LOGITS: self._together(told), **wanted}
+        return {name: tf.stop_gradient(each) for name, each in answers.items()}
+
+    def _together(self, logits: Sequence[tf.Tensor]) -> tf.Tensor:
+        if len(logits) == 1:
+            return logits[0]
+        stacked = tf.stack(logits)
+        shares = tf.cast(self._shares, stacked.dtype)[:, None, None]
+        if self._task == REGRESSION:
+            return tf.reduce_sum(shares * stacked, axis=0)
+        if self._task == MULTI_LABEL:
+            right = tf.reduce_logsumexp(tf.math.log(shares) + tf.math.log_sigmoid(stacked), axis=0)
+            wrong = tf.reduce_logsumexp(tf.math.log(shares) + tf.math.log_sigmoid(-stacked), axis=0)
+            return right - wrong
+        return tf.reduce_logsumexp(tf.math.log(shares) + tf.nn.log_softmax(stacked), axis=0)
+
+    def packed(self, inputs: Any) -> tf.Tensor:
+        """Puts all answers into one tensor `[batch, numbers]`, float32, to be kept for later.
+
+        Args:
+            inputs: As the student takes them.
+        """
+        answers = self(inputs)
+        if not self.names:
+            return tf.cast(answers[LOGITS], tf.float32)
+        batch = tf.shape(answers[LOGITS])[0]
+        flat = [
+            tf.reshape(tf.cast(each, tf.float32), [batch, math.prod(each.shape[1:])])
+            for each in answers.values()
+        ]
+        return tf.concat(flat, axis=-1)
+
+    def unpacked(self, packed: tf.Tensor, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Takes apart what `packed` put together.
+
+        Args:
+            packed: `[batch, numbers]`.
+            inputs: What it was computed from; only their shape matters.
+        """
+        if not self.names:
+            return {LOGITS: packed}
+        with tf.init_scope():  # Shapes alone: nothing runs.
+            spec = tf.TensorSpec([None, *inputs.shape[1:]], inputs.dtype)
+            traced: Any = tf.function(self.__call__).get_concrete_function(spec)
+        shapes = {name: each.shape[1:] for name, each in traced.structured_outputs.items()}
+        # As `packed` orders them; a function that is traced sorts its answers by name.
+        sizes = [math.prod(shapes[name]) for name in (LOGITS, *self.names)]
+        parts = tf.split(packed, sizes, axis=-1)
+        return {
+            name: tf.reshape(part, [-1, *shapes[name]])
+            for name, part in zip((LOGITS, *self.names), parts, strict=True)
+        }
+
+
+def _has(teacher: Teacher, name: str) -> bool:
+    try:
+        Taps(teacher.model, [name], teacher.name)
+    except UserError:
+        return False
+    return True
+
+
+def _last_activation(model: Any) -> str:
+    """Tells from the last layer of a model what it returns."""
+    if isinstance(model, BackboneModel):
+        model = model.head
+    while isinstance(model, keras.Model) and getattr(model, "layers", None):
+        model = model.layers[-1]
+    if isinstance(model, keras.layers.Softmax):
+        return SOFTMAX
+    if isinstance(model, keras.layers.Activation | keras.layers.Dense):
+        name = getattr(model.activation, "__name__", "")
+        return name if name in (SOFTMAX, SIGMOID) else LOGITS
+    return LOGITS
