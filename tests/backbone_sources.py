@@ -182,6 +182,7 @@ MOBILENET = "keras:MobileNetV2(alpha=0.35, weights=none)"
 
 SOURCES = {
     "glyphs": Source(lambda folder: "glyphs"),
+    "tiny": Source(lambda folder: "tiny"),
     "hub folder": Source(hub, safe=False),
     "tar.gz": Source(archive, safe=False),
     "http": Source(http, safe=False),

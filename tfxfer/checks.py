@@ -30,6 +30,9 @@ _RANGES: dict[str, tuple[float, float, bool, bool, str]] = {
     "dropout": (0, 1, True, False, "0.2 is usual; 0 is off."),
     "clip_norm": (0, math.inf, True, False, "1 is usual; 0 is off."),
     "accumulate": (1, math.inf, True, False, "1 is off."),
+    "alpha": (0, math.inf, True, False, "0.1 is usual; 0 asks for no labels."),
+    "seeds": (1, math.inf, True, False, "3 to 5 are usual."),
+    "generations": (1, math.inf, True, False, "1 is off."),
     "checkpoint_seconds": (0, math.inf, True, False, "30 is usual."),
 }
 
@@ -68,6 +71,31 @@ _OF_FINE_TUNING = (
     "jit",
     "boundary_cache",
     "checkpoint_seconds",
+)
+# What only a student has that learns of a teacher.
+_OF_DISTILLATION = (
+    "teacher",
+    "student",
+    "loss",
+    "alpha",
+    "seeds",
+    "unlabeled",
+    "assistant",
+    "generations",
+)
+# What a student that is trained in one piece, and compared with another, has no use for.
+_NOT_OF_DISTILLATION = (
+    "protocol",
+    "folds",
+    "plan",
+    "layer_decay",
+    "rule",
+    "patience",
+    "l2_sp",
+    "average",
+    "adapt",
+    "lora_rank",
+    "boundary_cache",
 )
 
 
@@ -111,6 +139,22 @@ def check_together(settings: Settings, defaults: Settings) -> None:
     _check_data(settings, given)
     _check_mode(settings, given)
     _check_fine_tuning(settings, given)
+    if settings["mode"] == "distill":
+        _check_distillation(settings, given)
+
+
+def _check_distillation(settings: Settings, given: Settings) -> None:
+    if settings["unlabeled"] == "rest" and not {"shots", "max_examples"} & set(given):
+        raise UserError(
+            "--unlabeled=rest is what --shots or --max_examples leave of train, and neither is "
+            "given",
+            "Give one of them, or name a dataset.",
+        )
+    if settings["generations"] > 1 and settings["assistant"]:
+        raise UserError(
+            "--generations and --assistant both put students between teacher and student",
+            "Leave one of them out.",
+        )
 
 
 def _check_data(settings: Settings, given: Settings) -> None:
@@ -150,8 +194,18 @@ def _check_mode(settings: Settings, given: Settings) -> None:
             f"--{found[0]} is for training, and --mode=embed writes features of all",
             "Leave it out.",
         )
+    if mode != "distill" and (found := [name for name in _OF_DISTILLATION if name in given]):
+        raise UserError(
+            f"--{found[0]} is for --mode=distill, not {mode}", "Give that mode, or leave it out."
+        )
+    if mode == "distill" and (found := [name for name in _NOT_OF_DISTILLATION if name in given]):
+        raise UserError(
+            f"--{found[0]} is not for --mode=distill, which trains each student whole and as long "
+            "as the one that it is compared with",
+            "Leave it out, or fine-tune the teacher with it, and give its workdir as --teacher.",
+        )
     fine_tuning = [name for name in _OF_FINE_TUNING if name in given]
-    if fine_tuning and mode not in ("finetune", "lr_find"):
+    if fine_tuning and mode not in ("finetune", "lr_find", "distill"):
         raise UserError(
             f"--{fine_tuning[0]} says how the backbone is trained, and --mode={mode} trains none",
             "Leave it out, or give --mode=finetune.",

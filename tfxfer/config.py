@@ -12,7 +12,7 @@ from tfxfer.checks import check_ranges, check_together
 from tfxfer.errors import UserError
 from tfxfer.task import KINDS
 
-MODES = ("finetune", "extract", "embed", "lr_find", "inspect", "cache")
+MODES = ("finetune", "distill", "extract", "embed", "lr_find", "inspect", "cache")
 BATCH_NORM = ("freeze", "stage", "train")
 PROTOCOLS = ("standard", "vtab1k")
 AUGMENT = ("none", "light", "randaugment")
@@ -149,11 +149,46 @@ class RunConfig:
         True, "Refuse a backbone whose features or value range look wrong on the first images."
     )
     list_weights: bool = _setting(False, "With --mode=inspect: list the weights of each stage.")
+    teacher: str = _setting(
+        "",
+        "With --mode=distill: the workdir of an earlier run, a .keras or .h5 file, or a SavedModel "
+        "that classifies; several between semicolons, as 0.7*runs/a;0.3*b.keras. If empty, the "
+        "backbone is fine-tuned first, and is the teacher.",
+    )
+    student: str = _setting(
+        "tiny",
+        "With --mode=distill: tiny, whatever --backbone takes, or self for the teacher's own kind.",
+    )
+    loss: str = _setting(
+        "auto",
+        "With --mode=distill: what the student learns of the teacher, such as "
+        "kd(temperature=4)+0.5*hint(student=block2,teacher=conv3). auto is 0.9*kd(temperature=4), "
+        "or its like for several labels and for numbers.",
+    )
+    alpha: float = _setting(0.1, "With --mode=distill: weight of the loss on labels. At least 0.")
+    seeds: int = _setting(
+        3, "With --mode=distill: students to compare with as many trained on labels alone."
+    )
+    unlabeled: str = _setting(
+        "",
+        "With --mode=distill: a dataset to learn from without its labels, or rest for what "
+        "--shots or --max_examples leave of train.",
+    )
+    assistant: str = _setting(
+        "",
+        "With --mode=distill: a student between, which is taught first and then teaches; several "
+        "between semicolons.",
+    )
+    generations: int = _setting(
+        1, "With --mode=distill: students of one kind, each taught by the one before."
+    )
     workdir: str = _setting("", "Folder to write to; a new one under runs/ if empty.")
     seed: int = _setting(0, "Seed of everything random, in [0, 2**32).")
     batch_size: int = _setting(32, "Examples a training step, over all devices; at least 1.")
     epochs: int = _setting(
-        0, "Most epochs in each phase; if 0, 8 to fine-tune and 100 to train a head on features."
+        0,
+        "Most epochs in each phase; if 0, 8 to fine-tune, 30 to distil, and 100 to train a head on "
+        "features.",
     )
     head: str = _setting(
         "auto",

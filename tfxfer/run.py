@@ -45,7 +45,7 @@ _USER_MISTAKE = 2
 _INTERRUPTED = 130
 _ENDED = 143
 _HELP = ("help", "helpshort")
-_WITH_WORKDIR = ("finetune", "extract", "embed", "lr_find")
+_WITH_WORKDIR = ("finetune", "distill", "extract", "embed", "lr_find")
 
 
 _DEFINE = {

@@ -12,6 +12,7 @@ from tfxfer.backbones.keras_model import load_keras_model
 from tfxfer.backbones.network import KerasBackbone
 from tfxfer.backbones.presets import load_preset
 from tfxfer.backbones.saved_model import SavedModelBackbone
+from tfxfer.backbones.tiny import TINY, load_tiny
 from tfxfer.errors import UserError
 from tfxfer.spec import Spec, parse_spec
 
@@ -41,6 +42,7 @@ def load_backbone(
         source: A Keras model, or a spec:
 
             *   `glyphs`, which is embedded;
+            *   `tiny`, a small network with random weights, with `width=FACTOR` of its channels;
             *   `keras:NAME`, a network of `keras.applications`, with `weights=imagenet`, `none` or
                 a file, `layer=NAME` and what the network's own function takes, such as `alpha`;
             *   a `.keras` or `.h5` file of a whole model, with `layer=NAME`, `include_top=true`,
@@ -53,8 +55,8 @@ def load_backbone(
             Options stand in parentheses: `keras:MobileNetV2(alpha=0.35, weights=none)`.
         image_size: Height and width, or one number for both, where the network leaves them open.
         value_range: Values of black and of white that the network wants; found out if `None`.
-        data_size: Height and width of the user's images; what a network of `keras.applications`
-            without weights is built for, if there is no `image_size`.
+        data_size: Height and width of the user's images; what `tiny` and a network of
+            `keras.applications` without weights are built for, if there is no `image_size`.
         stages: Regular expressions of the stages, between semicolons, input side first; found if
             empty.
         bn: Where batch normalization goes by the statistics of the batch while training: in the
@@ -74,6 +76,8 @@ def load_backbone(
         )
     # A path may hold anything, parentheses too.
     spec = Spec(source, text=source) if exists(source) else parse_spec(source)
+    if spec.name == TINY:
+        return load_tiny(spec, image_size, data_size, value_range, stages, bn)
     if spec.name.startswith("keras:"):
         if value_range is not None:
             raise UserError(
@@ -107,7 +111,8 @@ def _check_name(name: str) -> None:
     """Helps with names that lack their prefix or have a typo."""
     if "/" in name or name == GLYPHS or exists(name):
         return
-    known = {each.lower(): f"keras:{each}" for each in application_names()} | {GLYPHS: GLYPHS}
+    known = {each.lower(): f"keras:{each}" for each in application_names()}
+    known |= {GLYPHS: GLYPHS, TINY: TINY}
     if near := difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.8):
         raise UserError(
             f"There is no backbone {name!r}",

@@ -74,10 +74,10 @@ class KerasBackbone(Backbone):
 
     def find_stages(self):
         """Groups the layers; see `Backbone`."""
-        # So that every weight shows whether it is one to train. First off, since Keras passes over
-        # what is on already, even if single layers are off.
-        self.network.trainable = False
-        self.network.trainable = True
+        # So that every weight shows whether it is one to train. Each layer by itself, since Keras
+        # passes over what is on already, even if layers in it are off.
+        for layer in self.network._flatten_layers():
+            layer.trainable = True
         return _stages(self.network, self.pattern, self.bn)
 
     def features(self, images, training):

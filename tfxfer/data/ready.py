@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tfxfer.data.base import BadExample, DataSource
 from tfxfer.data.leaks import Leaks
-from tfxfer.data.parts import Splits
+from tfxfer.data.parts import Part, Splits
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,12 @@ class ReadyData:
         bad: Examples that were left out because they cannot be used.
         leaks: Near-identical examples across the parts, for each of `splits`; empty if nothing
             was scanned.
+        drawn_from: What train was drawn from, for each of `splits`: the same but where fewer
+            examples were asked for.
     """
 
     source: DataSource
     splits: tuple[Splits, ...]
     bad: tuple[BadExample, ...]
     leaks: tuple[Leaks, ...]
+    drawn_from: tuple[Part, ...] = ()

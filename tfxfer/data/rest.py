@@ -11,12 +11,8 @@ from tfxfer.errors import UserError
 def rest_of(part: Part, taken: Sequence[Part]) -> Part:
     """Returns the examples of a part that others do not take.
 
-    For those of train whose labels were not drawn::
-
-        rest_of(given_parts(source, bad)["train"], [train, validation, test])
-
     Args:
-        part: All examples that may be used, such as the whole split without bad ones.
+        part: All examples that may be used, such as those that training examples were drawn from.
         taken: Parts of the same source. Those of other splits take nothing.
 
     Returns:

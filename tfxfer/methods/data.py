@@ -164,9 +164,10 @@ def ready_data(config: RunConfig, source: DataSource) -> ReadyData:
     if config.drop_leaks:  # First, so that as many are drawn as were asked for.
         checked = [find_leaks(each, hashes, drop=True) for each in parts]
         parts, leaks = (tuple(column) for column in zip(*checked, strict=True))
+    drawn_from = tuple(each.train for each in parts)
     parts = tuple(
         draw_fewer(each, config.shots, config.max_examples, config.seed) for each in parts
     )
     if hashes and not config.drop_leaks:
         leaks = tuple(find_leaks(each, hashes)[1] for each in parts)
-    return ReadyData(source, parts, bad, leaks)
+    return ReadyData(source, parts, bad, leaks, drawn_from)

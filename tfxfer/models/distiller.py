@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfxfer.backbones import Stage
@@ -313,7 +314,7 @@ class Distiller(StepModel):
             **super().get_config(),
             "student": keras.saving.serialize_keras_object(self.student),
             "losses": [str(term) for term in self.terms],
-            "alpha": float(self.alpha),
+            "alpha": float(np.asarray(self.alpha)),
             "teacher_weights": self._teacher_weights,
             "task": self.task,
             "projections": {
@@ -382,6 +383,9 @@ class _Own:
     @property
     def name(self) -> str:
         return getattr(self.function, "__name__", "loss")
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def needs_labels(self) -> bool:

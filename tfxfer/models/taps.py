@@ -64,7 +64,7 @@ class Taps:
                     f"{source} has no layer or stage {name!r}", f"Did you mean {', '.join(near)}?"
                 )
             self._names.setdefault(id(known[name]), []).append(name)
-            self.channels[name] = known[name].output.shape[-1]
+            self.channels[name] = _shape(known[name])[-1]
 
     def __call__(self, inputs: Any, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Runs the model once.
@@ -163,13 +163,22 @@ def _last_with_weights(graph: Any, source: str) -> keras.layers.Layer:
 
 
 def _stage_ends(backbone: KerasBackbone, graph: Any) -> dict[str, keras.layers.Layer]:
-    """Finds the last layer of each stage: of those with weights, and of those that follow it."""
+    """Finds the last layer of each stage: of those with weights, and of those that follow it.
+
+    But none that takes away places, such as pooling over all of them: maps are what losses want.
+    """
     owner = {id(weight): stage.name for stage in backbone.stages for weight in stage.weights}
     ends: dict[str, keras.layers.Layer] = {}
     stage = ""
     for layer in _leaves(graph):
         if layer.weights:
             stage = owner[id(layer.weights[0])]
-        if stage:
+            ends[stage] = layer
+        elif stage and len(_shape(layer)) == len(_shape(ends[stage])):
             ends[stage] = layer
     return ends
+
+
+def _shape(layer: keras.layers.Layer) -> tuple[int | None, ...]:
+    """Returns the shape of what a layer returned when it was last called to build a graph."""
+    return tuple(layer._inbound_nodes[-1].outputs[0].shape)

@@ -97,7 +97,7 @@ class Teachers:
                 f"received {weights}."
             )
         self.teachers, self.weights = tuple(teachers), weights
-        self._shares, self._task = shares / shares.sum(), task
+        self.shares, self.task = shares / shares.sum(), task
         self._taps = self._find(set(names))
         self.names = tuple(sorted(names))
         self.channels: Mapping[str, int | None] = {
@@ -136,10 +136,10 @@ class Teachers:
         if len(logits) == 1:
             return logits[0]
         stacked = tf.stack(logits)
-        shares = tf.cast(self._shares, stacked.dtype)[:, None, None]
-        if self._task == REGRESSION:
+        shares = tf.cast(self.shares, stacked.dtype)[:, None, None]
+        if self.task == REGRESSION:
             return tf.reduce_sum(shares * stacked, axis=0)
-        if self._task == MULTI_LABEL:
+        if self.task == MULTI_LABEL:
             right = tf.reduce_logsumexp(tf.math.log(shares) + tf.math.log_sigmoid(stacked), axis=0)
             wrong = tf.reduce_logsumexp(tf.math.log(shares) + tf.math.log_sigmoid(-stacked), axis=0)
             return right - wrong

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -21,6 +21,7 @@ from tfxfer.evaluate import HEADLINE, AnyEvaluation, Evaluation, MultiLabelEvalu
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase
 from tfxfer.report import workdir
+from tfxfer.report.card import card_lines, card_table
 from tfxfer.report.data_words import counted, inputs, label_table, part_lines
 from tfxfer.report.plan_table import plan_table
 from tfxfer.report.result import EmbedResult, LrFindResult, Result
@@ -42,6 +43,11 @@ class Console:
     def verbose(self) -> int:
         """How Keras is to show progress: bars on a terminal, one line an epoch elsewhere."""
         return 1 if sys.stdout.isatty() else 2
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Prints some lines as they are."""
+        for line in lines:
+            self._print(line)
 
     def start(
         self,
@@ -275,13 +281,17 @@ class Console:
 
     def close(self, result: Result, path: Path) -> None:
         """Prints what came of it and where everything was written."""
+        written = [(workdir.RESULTS, "all results")]
         if result.phases:
             self._phases(result.phases)
+        if card := result.card:
+            self._rich.print(card_table(card))
+            self.lines(card_lines(card))
+            written.append((workdir.CARD, "the comparison, explained"))
         if head := result.head:
             chosen = "" if head.strength is None else f", strength {head.strength:.4g} of"
             tried = f"{chosen} {len(head.sweep)} tried on validation" if chosen else ""
             self._print(f"head {head.name}{tried}")
-        written = [(workdir.RESULTS, "all results")]
         if result.folds:
             low, high = result.folds.interval
             self._print(
@@ -305,8 +315,9 @@ class Console:
         took = [f"{part} {seconds:.1f} s" for part, seconds in result.timings.items()]
         self._print(f"took {', '.join(took)}")
         if result.phases:
+            written.append((workdir.METRICS, "metrics of every epoch"))
+        if result.phases and not result.card:
             written += [
-                (workdir.METRICS, "metrics of every epoch"),
                 (workdir.CURVES, "the same as a picture"),
                 (workdir.PLAN, "the phases, for --plan"),
             ]

@@ -10,6 +10,7 @@ from tfxfer.evaluate import AnyEvaluation, FoldSummary
 from tfxfer.training.averaging import Averaged
 from tfxfer.training.loop import PhaseResult
 from tfxfer.training.lr_finder import LrCurve
+from tfxfer.transfer import TransferCard
 from tfxfer.verification import Retrieval, Verification
 
 
@@ -69,6 +70,7 @@ class Result:
         folds: The scores of a cross-validation taken together.
         head: How the head was fitted, where that was not in phases; of the last fold.
         averages: What averaging weights after training chose, of each model.
+        card: What a distillation was worth; `None` for other runs.
     """
 
     task: str
@@ -84,6 +86,7 @@ class Result:
     folds: FoldSummary | None = None
     head: HeadResult | None = None
     averages: tuple[Averaged, ...] = ()
+    card: TransferCard | None = None
 
     @property
     def passed(self) -> bool:

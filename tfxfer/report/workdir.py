@@ -27,6 +27,8 @@ EMBEDDINGS = "embeddings"
 LR_CURVE = "lr_find.png"
 CURVES = "curves.png"
 PLAN = "plan.json"
+TEACHER = "teacher"
+CARD = "transfer_card.md"
 CHECKPOINTS = "checkpoints"
 PLACES = f"{CHECKPOINTS}/places.json"
 
@@ -35,6 +37,8 @@ _ALL = (
     METRICS,
     PLAN,
     CHECKPOINTS,
+    TEACHER,
+    CARD,
     SAVED_MODEL,
     KERAS_MODEL,
     EMBEDDINGS,
@@ -43,7 +47,8 @@ _ALL = (
     RESULTS,
 )
 # What a run that goes on needs of the process that was killed; the rest it makes again.
-_OF_TRAINING = (CONFIG, METRICS, PLAN, CHECKPOINTS)
+_OF_TRAINING = (CONFIG, METRICS, PLAN, CHECKPOINTS, TEACHER)
+_RESUMABLE = ("finetune", "distill")
 _LOCK = ".lock"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _PACKAGES = (
@@ -168,7 +173,9 @@ def _is_same(path: Path, config: RunConfig, identity: Mapping[str, Any]) -> bool
 
 def _can_go_on(path: Path) -> bool:
     """Whether a run left checkpoints that another process can go on from."""
-    if not (models := _models(path)):
+    if (path / TEACHER / RESULTS).is_file():  # Trained first, by a run of its own.
+        return True
+    if not (models := [*_models(path), *_models(path / TEACHER)]):
         return False
     from tfxfer.training.checkpoints import can_go_on  # Not before: it brings TensorFlow.
 
@@ -316,7 +323,7 @@ def _settings(path: Path) -> dict[str, Any] | None:
 
 def _is_unfinished(path: Path) -> bool:
     settings = _settings(path)
-    resumable = settings is not None and settings.get("mode") == "finetune"
+    resumable = settings is not None and settings.get("mode") in _RESUMABLE
     return resumable and not (path / RESULTS).exists()
 
 

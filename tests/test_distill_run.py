@@ -1,0 +1,248 @@
+"""`--mode=distill`, from data to a card and a student that serves."""
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfxfer
+from tests.test_cli import tfxfer as run
+from tests.test_extract_run import gratings
+from tfxfer.errors import UserError
+from tfxfer.methods.taught import TaughtData
+from tfxfer.task import MULTI_LABEL, REGRESSION
+from tfxfer.training.callbacks import MetricsLog
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """One a test: sources in memory are all of one fingerprint."""
+    monkeypatch.setenv("TFXFER_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def network(width: int) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(width, 3, strides=2, name="block1_conv"),
+            keras.layers.LeakyReLU(name="block1_relu"),
+            keras.layers.Conv2D(width, 3, padding="same", activation="relu", name="block2_conv"),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> dict[str, str]:
+    """Files of networks by the number of their filters."""
+    place = tmp_path_factory.mktemp("networks")
+    for width in (4, 6, 32):
+        network(width).save(place / f"{width}.keras")
+    return {name: str(place / f"{name}.keras") for name in ("4", "6", "32")}
+
+
+@pytest.fixture
+def distil(networks, tmp_path):
+    """Distils on gratings, with a teacher that was made first."""
+
+    def run(source: Any = None, teacher: Any = True, name="run", **settings) -> Any:
+        source = source or gratings()
+        if teacher is True:
+            teacher = tmp_path / "teacher"
+            if not teacher.exists():
+                tfxfer.extract(source, backbone=networks["32"], workdir=str(teacher))
+        usual = {"backbone": networks["32"], "student": networks["4"], "epochs": 2, "seeds": 1}
+        usual |= {"batch_size": 16, "learning_rate": 0.01, "workdir": str(tmp_path / name)}
+        return tfxfer.distill(source, teacher=str(teacher or ""), **{**usual, **settings})
+
+    return run
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder) -> list[np.ndarray]:
+    return tfxfer.load_model(folder / "model.keras").get_weights()
+
+
+def test_it_teaches_and_says_what_that_was_worth(distil, tmp_path):
+    result = distil(seeds=2, epochs=3)
+    card = result.card
+    assert result.passed
+    assert [len(arm.best) for arm in (card.distilled, card.alone)] == [2, 2]
+    # 90 images, of which 18 test and 7 validate: 65 to train on in batches of 16.
+    assert card.distilled.steps == card.alone.steps == 15
+    assert card.verdict.by == "seeds"
+    assert 0 <= card.distilled.best[0].agreement <= 1
+    assert card.costs["student"].parameters < 0.2 * card.costs["teacher"].parameters
+    assert result.metrics["test"].examples == 18
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "metrics.jsonl",
+        "model.keras",
+        "results.json",
+        "saved_model",
+        "transfer_card.md",
+    ]
+    saved = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert saved["card"]["verdict"]["word"] == card.verdict.word
+    assert card.verdict.word in (tmp_path / "run" / "transfer_card.md").read_text()
+    names = {line["model"] for line in lines(tmp_path / "run")}
+    assert names == {f"seed {i} {arm}" for i in (0, 1) for arm in ("distilled", "labels alone")}
+
+
+def test_what_is_served_is_the_student_alone(distil, tmp_path):
+    result = distil()
+    served = tmp_path / "run" / "saved_model" / "1"
+    student = tfxfer.load_model(tmp_path / "run" / "model.keras")
+    assert isinstance(student, tfxfer.FineTuner)
+    found = tf.saved_model.load(str(served))
+    held = sum(int(np.prod(each.shape)) for each in found.weights)
+    assert held == student.count_params() == result.card.costs["student"].parameters
+    variables = tf.train.list_variables(str(served / "variables" / "variables"))
+    stored = sum(int(np.prod(shape)) for name, shape in variables if "weights" in name)
+    assert stored == held
+
+
+def test_the_student_of_labels_alone_is_the_same_at_first(distil, tmp_path, monkeypatch):
+    starts = {}
+
+    def note(log, logs=None):
+        starts[log._named["model"]] = log.model.get_weights()
+
+    monkeypatch.setattr(MetricsLog, "on_train_begin", note)
+    distil(epochs=1)
+    distilled, alone = starts["seed 0 distilled"], starts["seed 0 labels alone"]
+    shapes = [each.shape for each in alone]
+    same = [each for each in distilled if each.shape != ()]  # Without alpha and its like.
+    assert [each.shape for each in same] == shapes
+    for one, other in zip(same, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_teacher_is_fine_tuned_if_none_is_given(distil, tmp_path):
+    result = distil(teacher=None, loss="0.9*kd+0.1*hint(student=block2,teacher=block1)")
+    teacher = json.loads((tmp_path / "run" / "teacher" / "results.json").read_text())
+    assert result.metrics["teacher"].accuracy == teacher["metrics"]["test"]["accuracy"]
+    assert teacher["phases"]
+    assert (tmp_path / "run" / "teacher" / "model.keras").is_file()
+
+
+@pytest.mark.parametrize("options", [{}, {"augment": "light", "views": 2}])
+def test_outputs_that_are_kept_are_those_of_each_step(options, distil, tmp_path, monkeypatch):
+    loss = "0.9*kd+0.2*hint(student=block1,teacher=block1)"
+    distil(name="kept", loss=loss, **options)
+    monkeypatch.setattr(TaughtData, "kept", property(lambda data: False))
+    distil(name="asked", loss=loss, **options)
+    for one, other in zip(weights(tmp_path / "kept"), weights(tmp_path / "asked"), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_mixed_images_are_shown_to_the_teacher_too(distil, tmp_path):
+    result = distil(mix="mixup", augment="light", epochs=3)
+    assert all(np.isfinite(line["kd"]) for line in lines(tmp_path / "run") if "kd" in line)
+    assert result.card.distilled.steps == 15
+
+
+def test_the_rest_is_learned_from_without_its_labels(distil, tmp_path, capsys):
+    result = distil(shots=4, unlabeled="rest", epochs=2)
+    # Half of each batch of 16 has labels; 65 - 12 have none: 7 batches of 8.
+    assert "without labels: 53 examples, rest of train" in capsys.readouterr().out
+    assert result.card.distilled.steps == result.card.alone.steps == 14
+    found = [line for line in lines(tmp_path / "run") if line["model"] == "seed 0 distilled"]
+    assert all(0 <= line["accuracy"] <= 1 for line in found)
+
+
+@pytest.mark.parametrize("kind", [MULTI_LABEL, REGRESSION])
+def test_other_tasks(kind, distil):
+    source = gratings(kind)
+    result = distil(source, max_examples=30, unlabeled="rest", epochs=2)
+    assert result.passed
+    assert (result.card.distilled.best[0].agreement is None) == (kind == REGRESSION)
+
+
+def test_an_assistant_teaches_between(distil, networks, tmp_path):
+    distil(assistant=networks["6"], epochs=1)
+    names = [line["model"] for line in lines(tmp_path / "run")]
+    assert names == ["assistant 1", "seed 0 distilled", "seed 0 labels alone"]
+
+
+def test_generations_of_the_teachers_own_kind(distil, tmp_path):
+    result = distil(student="self", generations=2, epochs=1)
+    names = [line["model"] for line in lines(tmp_path / "run")]
+    assert names == ["generation 1", "seed 0 distilled", "seed 0 labels alone"]
+    costs = result.card.costs
+    assert costs["student"].parameters == costs["teacher"].parameters
+
+
+@pytest.mark.parametrize("stop", ["seed 0 distilled", "seed 0 labels alone"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_run_that_was_stopped_goes_on(stop, given, distil, tmp_path, monkeypatch):
+    settings = {"teacher": given, "checkpoint_seconds": 0.0}
+    distil(name="whole", **settings)
+    write = MetricsLog.on_epoch_end
+
+    def stopped(log, epoch, logs=None):
+        if log._named.get("model") == stop and epoch == 1:
+            raise KeyboardInterrupt
+        write(log, epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "on_epoch_end", stopped)
+        with pytest.raises(KeyboardInterrupt, match="goes on where it was"):
+            distil(**settings)
+    before = len(lines(tmp_path / "run"))
+    distil(**settings)
+    for one, other in zip(weights(tmp_path / "run"), weights(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(one, other)
+    found, whole = lines(tmp_path / "run"), lines(tmp_path / "whole")
+    assert len(found) == len(whole) == 4
+    assert before < 4
+    assert [{**line, "seconds": 0} for line in found] == [{**line, "seconds": 0} for line in whole]
+
+
+def test_a_dry_run_writes_nothing(distil, tmp_path):
+    assert distil(dry_run=True) is None
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "kdd"}, "Did you mean kd"),
+        ({"loss": "hint(student=blok1,teacher=block1)"}, "no layer or stage 'blok1'"),
+        ({"unlabeled": "rest"}, "--shots or --max_examples"),
+        ({"plan": "full"}, "--plan is not for --mode=distill"),
+        ({"folds": 3}, "--folds is not for --mode=distill"),
+        ({"generations": 2, "assistant": "tiny"}, "--generations and --assistant"),
+        ({"teacher": "nowhere"}, "nowhere"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(settings, message, distil, tmp_path):
+    teacher = settings.pop("teacher", True)
+    with pytest.raises(UserError, match=message) as told:
+        distil(teacher=teacher, **settings)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_distillation_are_for_that_mode_alone():
+    with pytest.raises(UserError, match="--student is for --mode=distill, not finetune"):
+        tfxfer.finetune(gratings(), student="self")
+
+
+@pytest.mark.slow
+def test_alone_it_runs_on_the_embedded_data(tmp_path, data_dir):
+    done = run("--mode=distill", "--workdir=run", cwd=tmp_path, data_dir=data_dir)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "run" / "results.json").read_text())
+    costs = saved["card"]["costs"]
+    assert costs["student"]["parameters"] <= 0.1 * costs["teacher"]["parameters"]
+    assert saved["card"]["verdict"]["word"] in done.stdout
+    assert saved["metrics"]["test"]["accuracy"] > 0.95

@@ -1,0 +1,465 @@
+"""`--mode=distill`: a student learns what a teacher says, beside one that learns labels alone."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfxfer import distribute
+from tfxfer.backbones import HEAD
+from tfxfer.config import RunConfig
+from tfxfer.costs import model_cost
+from tfxfer.data.base import DataSource
+from tfxfer.data.parts import Part
+from tfxfer.data.pipeline import batches
+from tfxfer.data.rest import rest_of
+from tfxfer.data.sources import open_dataset
+from tfxfer.data.splits import TRAIN
+from tfxfer.errors import UserError
+from tfxfer.evaluate import predict, score
+from tfxfer.files import written_whole
+from tfxfer.methods import finetune
+from tfxfer.methods.data import configured_source, naming_bad_examples
+from tfxfer.methods.exported import export
+from tfxfer.methods.opening import Opened, config_for, opened
+from tfxfer.methods.preflight import Preflight, preflight
+from tfxfer.methods.students import from_scratch, new_student
+from tfxfer.methods.taught import TaughtData
+from tfxfer.methods.teachers import load_teacher, split_teachers, teacher_parts
+from tfxfer.methods.tuner import check_devices, is_soft, training_objective, training_settings
+from tfxfer.models import Distiller, FineTuner, LossSchedule, Staged, Teacher
+from tfxfer.plan import Phase
+from tfxfer.report import workdir
+from tfxfer.report.card import card_markdown
+from tfxfer.report.console import Console
+from tfxfer.report.distill_words import start_lines, student_line
+from tfxfer.report.result import Result
+from tfxfer.task import MULTI_LABEL, REGRESSION
+from tfxfer.training.callbacks import MetricsLog
+from tfxfer.training.checkpoints import Checkpoints
+from tfxfer.training.loop import LAST, Data, PhaseResult, train
+from tfxfer.transfer import (
+    Arm,
+    StudentScores,
+    TransferCard,
+    headline_scores,
+    model_scores,
+    student_scores,
+    verdict,
+)
+
+_EPOCHS = 30
+_SLOWER = 0.1  # Of the rate of the head: pretrained weights.
+_LOOKED_AT = 4  # Batches before training.
+_DISTILLED, _ALONE = "distilled", "labels alone"
+_LOSSES = {REGRESSION: "0.9*logit_mse", MULTI_LABEL: "0.9*multi_label_kd(temperature=2)"}
+_USUAL_LOSS = "0.9*kd(temperature=4)"
+# What a teacher that is fine-tuned first has from this run; the rest is as usual.
+_OF_TEACHER = (
+    *("dataset", "task", "data_dir", "download", "tfds_manual_dir", "shots", "max_examples"),
+    *("group_column", "scan", "drop_leaks", "skip_bad", "balance", "cache_dir", "cache_gb"),
+    *("backbone", "image_size", "value_range", "stages", "bn", "self_check", "seed"),
+    *("batch_size", "precision", "checkpoint_seconds", "deterministic", "debug"),
+)
+
+
+def run(
+    config: RunConfig, path: Path, console: Console, source: DataSource | None = None
+) -> Result | None:
+    """Distils, compares with labels alone, exports the student, and checks what was exported.
+
+    Of the students of all seeds, the one with the least validation loss is exported.
+
+    Args:
+        config: The settings.
+        path: The folder to write to, as `workdir.choose_workdir` returned it.
+        console: Where to say what happens.
+        source: The data, if not what the config names.
+
+    Returns:
+        The result, as written to `results.json`; `None` for a dry run.
+
+    Raises:
+        UserError: If dataset, teacher or student cannot be used, or training diverges. Whatever is
+            raised, the workdir is left as it was, unless there is something to go on from.
+    """
+    source = source or configured_source(config)
+    with naming_bad_examples(config, source):
+        shared = opened(_for_student(config), source)
+        check_devices(shared)
+        rest = _unlabelled(config, shared)
+        device = distribute.describe(shared.strategy)
+        console.lines(start_lines(config, shared.data, shared.backbone, rest, device))
+        if config.dry_run:
+            return None
+        if workdir.goes_on(path, config):
+            console.goes_on(path)
+        with workdir.run_in(path, config):
+            teachers = _teachers(config, shared, path, console, source)
+            job = _Job(**vars(shared), path=path, console=console, settings=config, rest=rest)
+            result = job.run(teachers)
+            assert result.card is not None
+            with written_whole(path / workdir.CARD) as unfinished:
+                unfinished.write_text(card_markdown(result.card), encoding="utf-8")
+            workdir.write_json(path / workdir.RESULTS, result.to_dict())
+        console.close(result, path)
+    return result
+
+
+def distill(source: DataSource, **settings: Any) -> Result | None:
+    """Does in Python what `--mode=distill` does, on data that Python holds.
+
+    Args:
+        source: What `open_dataset` returned, for example of arrays.
+        **settings: Those of `RunConfig`, such as `teacher="runs/1", student="tiny", epochs=50`.
+
+    Returns:
+        The result, as written to `results.json`; `None` with `dry_run=True`.
+
+    Raises:
+        UserError: As `run`; or if the source is none, or a setting is one of `open_dataset`.
+    """
+    config = config_for("distill", source, settings)
+    return run(config, workdir.choose_workdir(config), Console(), source)
+
+
+def _for_student(config: RunConfig) -> RunConfig:
+    """Returns the settings with the student for a backbone."""
+    if config.student == "self":
+        return config
+    bn = "train" if from_scratch(config.student) else config.bn
+    return config.replace(backbone=config.student, bn=bn, stages="", value_range="")
+
+
+def _unlabelled(config: RunConfig, shared: Opened) -> Part | None:
+    """Finds the examples to learn from without their labels."""
+    data = shared.data
+    if not config.unlabeled:
+        return None
+    if config.batch_size < 2 * shared.strategy.num_replicas_in_sync:
+        raise UserError(
+            f"--batch_size={config.batch_size} must have room for labelled and unlabelled examples",
+            "Give a larger one.",
+        )
+    if config.unlabeled == "rest":
+        return rest_of(data.drawn_from[0], [data.splits[0].train])
+    other = open_dataset(config.unlabeled, config.data_dir, download=config.download)
+    if other.info.inputs != data.source.info.inputs:
+        raise UserError(
+            f"--unlabeled must hold {data.source.info.inputs} inputs, and {other.info.name} holds "
+            f"{other.info.inputs}",
+            "Choose another dataset.",
+        )
+    examples = other.info.examples
+    split = TRAIN if examples.get(TRAIN) else max(examples, key=lambda name: examples[name])
+    return Part(other, split, np.arange(examples[split]), f"{other.info.name} {split}")
+
+
+def _teachers(
+    config: RunConfig, shared: Opened, path: Path, console: Console, source: DataSource
+) -> tuple[list[Teacher], list[float] | None]:
+    """Loads the teachers, or fine-tunes one, and says how much each weighs."""
+    specs, weights = split_teachers(config.teacher)
+    if not specs:
+        specs, folder = (str(path / workdir.TEACHER),), path / workdir.TEACHER
+        if not (folder / workdir.RESULTS).is_file():
+            given = {name: getattr(config, name) for name in _OF_TEACHER}
+            tuned = RunConfig(mode="finetune", workdir=str(folder), **given)
+            with shared.timed("teacher"):
+                finetune.run(tuned, folder, console, source)
+        keras.utils.set_random_seed(config.seed)
+    with shared.strategy.scope():
+        return [load_teacher(spec, shared.task) for spec in specs], weights
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A student that was trained.
+
+    Attributes:
+        model: The student, with the weights of its best epoch.
+        phase: How its training went.
+        best: What it says of the test examples.
+        last: The same with the weights of its last epoch.
+        y: What is true of them.
+    """
+
+    model: FineTuner
+    phase: PhaseResult
+    best: np.ndarray
+    last: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Job(Opened):
+    """What the students of one run share.
+
+    Attributes:
+        path: The workdir.
+        console: Where to say what happens.
+        settings: The settings as they were given; those of `config` are of the student.
+        rest: Examples without labels.
+        phases: What each training did, as they come.
+    """
+
+    path: Path
+    console: Console
+    settings: RunConfig
+    rest: Part | None
+    phases: list[PhaseResult] = field(default_factory=list)
+
+    def run(self, given: tuple[list[Teacher], list[float] | None]) -> Result:
+        """Teaches the students between, then those of all seeds, and compares."""
+        members, weights = given
+        looked: Preflight | None = None
+        for number, spec in enumerate(self._between(), start=1):
+            data = self._data(members, weights, spec)
+            name = f"assistant {number}" if self.settings.assistant else f"generation {number}"
+            looked = looked or self._preflight(data, spec)
+            trained = self._distil(data, spec, self.settings.seed, name)
+            self._say(name, trained)
+            members, weights = [Teacher(trained.model, name=f"the {name}")], None
+        spec = self.config.backbone
+        data = self._data(members, weights, spec)
+        looked = looked or self._preflight(data, spec)
+        distilled, alone = [], []
+        for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds):
+            distilled.append(self._distil(data, spec, seed, f"seed {seed} {_DISTILLED}"))
+            alone.append(self._train_alone(data, spec, seed, f"seed {seed} {_ALONE}"))
+            self._say(f"seed {seed} {_DISTILLED}", distilled[-1])
+            self._say(f"seed {seed} {_ALONE}", alone[-1])
+        return self._result(data, looked, distilled, alone)
+
+    def _say(self, name: str, trained: _Trained) -> None:
+        found = score(self.task, trained.best, trained.y)
+        self.console.lines([student_line(name, found)])
+
+    def _between(self) -> list[str]:
+        """Returns the students that are taught before the last one."""
+        assistants = [each.strip() for each in self.settings.assistant.split(";")]
+        return [
+            *filter(None, assistants),
+            *[self.config.backbone] * (self.settings.generations - 1),
+        ]
+
+    def _data(
+        self, members: Sequence[Teacher], weights: Sequence[float] | None, spec: str
+    ) -> TaughtData:
+        # Asked of a student that is not used, for the names of the layers that losses see.
+        teachers = self._distiller(new_student(self, spec, 0), members, weights).teachers
+        assert teachers is not None
+        return TaughtData(
+            config=self.config,
+            teachers=teachers,
+            parts=teacher_parts(teachers),
+            cache=self.cache,
+            strategy=self.strategy,
+            image_size=self._image_size(members),
+            labelled=self.data.splits[0].train,
+            unlabelled=self.rest,
+            soft=is_soft(self),
+        )
+
+    def _image_size(self, members: Sequence[Teacher]) -> tuple[int, int] | None:
+        """Returns the largest size that one of the networks wants, so that all see it in full."""
+        contracts = [self.backbone.contract]
+        for member in members:
+            network = getattr(member.model, "backbone", member.model)
+            contracts += [network.contract] if hasattr(network, "contract") else []
+        sizes = [contract.size for contract in contracts if contract.size]
+        return max(sizes, key=lambda size: size[0] * size[1], default=None)
+
+    def _distiller(
+        self, student: FineTuner, teachers: Any, weights: Sequence[float] | None = None
+    ) -> Distiller:
+        loss = self.settings.loss
+        if loss == "auto":
+            loss = _LOSSES.get(self.task.kind, _USUAL_LOSS)
+        with self.strategy.scope():
+            return Distiller(
+                student,
+                teachers,
+                loss,
+                alpha=self.settings.alpha,
+                teacher_weights=weights,
+                task=self.task.kind,
+            )
+
+    def _preflight(self, data: TaughtData, spec: str) -> Preflight:
+        with self.timed("preflight"):
+            student = new_student(self, spec, self.settings.seed)
+            distiller = self._distiller(student, data.teachers.teachers, data.teachers.weights)
+            aim = replace(training_objective(self, data.labelled), unlabelled=True)
+            with self.strategy.scope():
+                distiller.compile(loss=aim.loss(), metrics=aim.metrics())
+            few = batches(
+                data.labelled,
+                self.config.batch_size,
+                image_size=data.image_size,
+                one_hot=data.soft,
+            )
+            found = preflight(distiller, few.take(_LOOKED_AT), self.task)
+            self.console.lines(found.lines())
+        return found
+
+    def _distil(self, data: TaughtData, spec: str, seed: int, name: str) -> _Trained:
+        student = new_student(self, spec, seed)
+        distiller = self._distiller(student, data.teachers.teachers, data.teachers.weights)
+        with self.timed("distillation"):
+            return self._train(distiller, student, spec, data.distilled(seed), data, name)
+
+    def _train_alone(self, data: TaughtData, spec: str, seed: int, name: str) -> _Trained:
+        student = new_student(self, spec, seed)
+        steps = data.distilled(seed).steps
+        with self.timed("labels alone"):
+            return self._train(student, student, spec, data.alone(seed, steps), data, name)
+
+    def _train(
+        self, model: Staged, student: FineTuner, spec: str, train_data, data: TaughtData, name: str
+    ) -> _Trained:
+        """Trains one student, and asks it of the test examples."""
+        splits, distils = self.data.splits[0], isinstance(model, Distiller)
+        aim = training_objective(self, data.labelled)
+        if distils and data.unlabelled is not None:
+            aim = replace(aim, unlabelled=True)
+        checkpoints = Checkpoints(
+            self.path / workdir.CHECKPOINTS / name.replace(" ", "-"),
+            {"data": self.data.source.fingerprint, "student": spec, **data.parts},
+            self.config.checkpoint_seconds,
+        )
+
+        def log(phase: Phase) -> list[keras.callbacks.Callback]:
+            found: list[keras.callbacks.Callback] = [LossSchedule()] if distils else []
+            return [*found, MetricsLog(self.path / workdir.METRICS, phase, name)]
+
+        start = time.perf_counter()
+        self.console.lines([f"student {name}"])
+        (phase,) = train(
+            model,
+            [self._phase(model, spec)],
+            Data(train_data, self._evaluated(splits.validation, data, one_hot=data.soft)),
+            aim,
+            settings=replace(training_settings(self.config), keep_last=True),
+            checkpoints=checkpoints,
+            callbacks=log,
+            verbose=self.console.verbose,
+        )
+        phase = replace(phase, name=name, seconds=time.perf_counter() - start)
+        self.phases.append(phase)
+        test = self._evaluated(splits.test, data)
+        best, y = predict(student, test)
+        weights = model.get_weights()
+        model.set_weights(checkpoints.read_weights(LAST))
+        last, _ = predict(student, test)
+        model.set_weights(weights)
+        return _Trained(student, phase, best, last, y)
+
+    def _phase(self, model: Staged, spec: str) -> Phase:
+        """Returns how a student is trained: whole, at a rate that rises and falls."""
+        config = self.config
+        slower = 1.0 if from_scratch(spec) else _SLOWER
+        rates = tuple(
+            config.learning_rate * (slower if name in self._own(model) else 1.0)
+            for name in model.stage_names
+        )
+        usual = not config.given(("schedule", "warmup"))
+        return Phase(
+            "student",
+            model.stage_names,
+            config.epochs or _EPOCHS,
+            rates,
+            schedule="cosine" if usual else config.schedule,
+            warmup=0.05 if usual else config.warmup,
+            patience=0,  # So that both run the same number of steps.
+            bn="train" if from_scratch(spec) else "",
+        )
+
+    def _own(self, model: Staged) -> tuple[str, ...]:
+        return tuple(stage.name for stage in model.backbone.stages if stage.name != HEAD)
+
+    def _evaluated(self, part: Part, data: TaughtData, one_hot: bool = False):
+        return batches(part, self.config.batch_size, image_size=data.image_size, one_hot=one_hot)
+
+    def _result(
+        self,
+        data: TaughtData,
+        looked: Preflight,
+        distilled: Sequence[_Trained],
+        alone: Sequence[_Trained],
+    ) -> Result:
+        splits, y = self.data.splits[0], distilled[0].y
+        with self.timed("evaluation"):
+            told = data.outputs(splits.test)
+            validation = [each.phase.val_loss for each in distilled]
+            chosen = distilled[int(np.argmin(np.array(validation, np.float64)))]
+            outputs = predict(chosen.model, self._evaluated(splits.validation, data))
+            metrics = {
+                "validation": score(self.task, *outputs),
+                "test": score(self.task, chosen.best, y),
+                "teacher": score(self.task, told, y),
+            }
+            card = self._card(data, looked, told, distilled, alone)
+        with self.timed("export"):
+            check = export(chosen.model, splits.test, chosen.best, self.path)
+        return replace(
+            self.result(chosen.model, metrics, phases=tuple(self.phases), export=check, card=card),
+            fingerprints={
+                "data": self.data.source.fingerprint,
+                "student": chosen.model.backbone.fingerprint,
+                **data.parts,
+            },
+        )
+
+    def _card(
+        self,
+        data: TaughtData,
+        looked: Preflight,
+        told: np.ndarray,
+        distilled: Sequence[_Trained],
+        alone: Sequence[_Trained],
+    ) -> TransferCard:
+        y, better = distilled[0].y, self.task.kind != REGRESSION
+        steps = (self.config.epochs or _EPOCHS) * data.distilled(self.settings.seed).steps
+
+        def arm(name: str, students: Sequence[_Trained]) -> Arm:
+            def scores(moment: str) -> tuple[StudentScores, ...]:
+                return tuple(
+                    student_scores(self.task, getattr(each, moment), told, y) for each in students
+                )
+
+            seconds = float(np.mean([each.phase.seconds for each in students]))
+            return Arm(name, scores("best"), scores("last"), steps, seconds)
+
+        arms = arm(_DISTILLED, distilled), arm(_ALONE, alone)
+
+        def judged(moment: str):
+            return verdict(
+                *([each.headline for each in getattr(found, moment)] for found in arms),
+                *(
+                    headline_scores(self.task, getattr(students[0], moment), y)
+                    for students in (distilled, alone)
+                ),
+                higher_is_better=better,
+            )
+
+        shape = self.data.source.info.shape
+        height, width = data.image_size or shape[:2]
+        size = (height, width, shape[-1] or 3)
+        teacher = data.teachers.teachers[0].model
+        return TransferCard(
+            teacher=model_scores(self.task, told, y),
+            distilled=arms[0],
+            alone=arms[1],
+            verdict=judged("best"),
+            verdict_last=judged("last"),
+            costs={
+                "teacher": model_cost(teacher, size),
+                "student": model_cost(distilled[0].model, size),
+            },
+            notes=looked.notes,
+        )

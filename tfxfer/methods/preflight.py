@@ -1,0 +1,328 @@
+"""What a distillation must show on a few batches before anyone waits for it."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.stats import binomtest, ttest_1samp
+from sklearn.metrics import r2_score
+
+from tfxfer.errors import UserError
+from tfxfer.losses.terms import Term
+from tfxfer.models import Distiller
+from tfxfer.models.base import BackboneModel
+from tfxfer.models.teachers import LOGITS, SIGMOID, SOFTMAX, Teacher
+from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
+
+LABELS = "labels"
+"""What the label loss is called among the losses."""
+
+_LEAST = 20  # Labelled examples that say something about a teacher.
+_ERROR = 0.05  # One-sided: how often a teacher that only guesses passes.
+_FAR = 100.0  # Times the gradient of another loss.
+_SUM = 1e-2  # Rounding of probabilities, in half precision too.
+_METRICS = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "accuracy of decisions", REGRESSION: "R2"}
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a few batches show before training.
+
+    Attributes:
+        examples: Labelled examples that were looked at.
+        metric: What teacher and student are measured by: `accuracy`, for several labels that of
+            all decisions, for numbers `R2`.
+        teacher: That of the teachers together; `None` without labelled examples.
+        student: The same of the student, before training.
+        gradients: By loss, `labels` among them: the norm of its gradient for all weights of the
+            student, with its weight, at the start; the mean over the batches.
+        notes: What is no mistake, and may be one.
+    """
+
+    examples: int
+    metric: str
+    teacher: float | None
+    student: float | None
+    gradients: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Says it to a person."""
+        scores = "no labelled examples"
+        if self.teacher is not None and self.student is not None:
+            scores = (
+                f"{self.metric} on {self.examples} training examples: teacher "
+                f"{self.teacher:.3f}, student {self.student:.3f} before training"
+            )
+        norms = ", ".join(f"{name} {norm:.3g}" for name, norm in self.gradients.items())
+        lines = [scores, f"gradients of the losses: {norms}", *self.notes]
+        return [f"{'' if i else 'preflight':10}{line}" for i, line in enumerate(lines)]
+
+
+def preflight(
+    distiller: Distiller, batches: Iterable[Any], task: Task, force: bool = False
+) -> Preflight:
+    """Looks at teachers, student and losses on a few batches, as training will see them.
+
+    Nothing is trained, and the student is left as it was.
+
+    Args:
+        distiller: Compiled, with teachers.
+        batches: A few batches `(x, y)` or `(x, y, weight)`. Labels may be missing, as for a
+            `Distiller`; those of one class may be shares of each.
+        task: What `y` is.
+        force: Whether to go on with a teacher that only guesses, and with roles that look swapped.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        UserError: If a teacher says what is not finite, or what is not of the kind that it is said
+            to be; if it is no better than chance, by a one-sided test at 95%; if the student is the
+            larger one, and better by as much; if a loss has a gradient that is zero or not finite.
+        ValueError: If there is no batch, or there are no teachers.
+    """
+    batches = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+    if not batches or distiller.teachers is None:
+        raise ValueError("Expected at least one batch, and teachers, received none.")
+    inputs = [x for x, _, _ in batches]
+    teachers = distiller.teachers.teachers
+    each = []
+    for teacher in teachers:
+        outputs = _answers(lambda x, model=teacher.model: model(x, training=False), inputs)
+        _check_outputs(teacher, outputs, task)
+        each.append(np.asarray(teacher.logits(tf.constant(outputs))))
+    several = distiller.teachers
+    told = each[0] if len(each) == 1 else _answers(lambda x: several(x)[LOGITS], inputs)
+    guessed = _answers(lambda x: distiller(x, training=False), inputs)
+    y, known = _labels(np.concatenate([np.asarray(y) for _, y, _ in batches]), task)
+    y, told, guessed, *each = (array[known] for array in (y, told, guessed, *each))
+    if len(y) >= _LEAST and not force:
+        for teacher, outputs in zip(teachers, each, strict=True):
+            _check_knows(teacher, outputs, y, task)
+        _check_roles(distiller, told, guessed, y, task)
+    gradients = _gradients(distiller, batches)
+    weights = _weights(distiller)
+    return Preflight(
+        examples=len(y),
+        metric=_METRICS[task.kind],
+        teacher=_score(told, y, task),
+        student=_score(guessed, y, task),
+        gradients=gradients,
+        notes=_notes({name: gradients[name] for name in weights}, weights),
+    )
+
+
+def _answers(network: Callable[[Any], tf.Tensor], inputs: list[Any]) -> np.ndarray:
+    return np.concatenate([np.asarray(tf.cast(network(x), tf.float32)) for x in inputs])
+
+
+def _check_outputs(teacher: Teacher, outputs: np.ndarray, task: Task) -> None:
+    """Tells logits from probabilities, as far as the numbers show it."""
+    if not np.isfinite(outputs).all():
+        share = np.mean(~np.isfinite(outputs))
+        raise UserError(
+            f"The outputs of {teacher.name} must be finite, and {share:.0%} of them are not",
+            "Its weights are damaged, or it wants another value_range.",
+        )
+    if task.kind == REGRESSION:
+        return
+    shares = outputs.min() >= 0 and outputs.max() <= 1 + _SUM and outputs.any()
+    sums = np.abs(outputs.sum(axis=-1) - 1).max() <= _SUM
+    if teacher.outputs == LOGITS and shares and (sums or task.kind == MULTI_LABEL):
+        kind = SOFTMAX if sums else SIGMOID
+        raise UserError(
+            f"The outputs of {teacher.name} must be logits, and look like probabilities: all are "
+            f"from 0 to 1{' and add up to 1' if sums else ''}",
+            f"Say outputs={kind}.",
+        )
+    if teacher.outputs != LOGITS and not shares:
+        raise UserError(
+            f"The outputs of {teacher.name} must be probabilities ({teacher.outputs}), and are "
+            f"from {outputs.min():.3g} to {outputs.max():.3g}",
+            "Say outputs=logits.",
+        )
+    if teacher.outputs == SOFTMAX and not sums:
+        raise UserError(
+            f"The outputs of {teacher.name} must add up to 1 (softmax), and do not",
+            "Say outputs=sigmoid, or outputs=logits.",
+        )
+
+
+def _labels(y: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels as the task has them, and which are there, bool `[examples]`."""
+    if task.kind != SINGLE_LABEL:
+        y = y.reshape(len(y), -1)
+        return y, np.asarray(np.isfinite(y).all(axis=-1))
+    if y.ndim == 2 and y.shape[-1] > 1:
+        return y.argmax(axis=-1), y.max(axis=-1) > 0
+    y = y.reshape(-1)
+    return y, y >= 0
+
+
+def _worth(outputs: np.ndarray, y: np.ndarray, task: Task) -> np.ndarray:
+    """Returns how well each example is told, `[examples]`: more is better."""
+    if task.kind == SINGLE_LABEL:
+        return (outputs.argmax(axis=-1) == y).astype(np.float64)
+    if task.kind == MULTI_LABEL:
+        return np.mean((outputs > 0) == (y > 0.5), axis=-1)
+    spread = y.std(axis=0)
+    return -np.mean(((outputs - y) / np.where(spread > 0, spread, 1.0)) ** 2, axis=-1)
+
+
+def _score(outputs: np.ndarray, y: np.ndarray, task: Task) -> float | None:
+    if len(y) < 1 + (task.kind == REGRESSION):
+        return None
+    if task.kind == REGRESSION:
+        return float(r2_score(y, outputs))
+    return float(np.mean(_worth(outputs, y, task)))
+
+
+def _check_knows(teacher: Teacher, outputs: np.ndarray, y: np.ndarray, task: Task) -> None:
+    """Checks that a teacher does better than one that guesses as often the same."""
+    fix = (
+        "It may want its images prepared otherwise (value_range, preprocessing, image_size), or "
+        "have its outputs in another order (labels=FILE)."
+    )
+    found = f"{_METRICS[task.kind]} {_score(outputs, y, task):.3f}"
+    if task.kind == SINGLE_LABEL:
+        said, units = outputs.argmax(axis=-1), outputs.shape[-1]
+        if _guesses(y, y, units):  # Not even who is always right could show it here.
+            return
+        knows = not _guesses(said, y, units)
+    elif task.kind == MULTI_LABEL:
+        # Together over the labels: does it say more of a label where that is true?
+        together = (outputs - outputs.mean(axis=0)) * (y - y.mean(axis=0))
+        if not (y - y.mean(axis=0)).any():
+            return
+        knows = _above_zero(together.sum(axis=-1))
+    else:
+        mean = np.broadcast_to(y.mean(axis=0), y.shape)
+        if not (y - mean).any():
+            return
+        knows = _above_zero(_worth(outputs, y, task) - _worth(mean, y, task))
+    if not knows:
+        raise UserError(
+            f"The answers of {teacher.name} must be better than chance, and on {len(y)} training "
+            f"examples they are not: {found}",
+            fix,
+        )
+
+
+def _guesses(said: np.ndarray, y: np.ndarray, units: int) -> bool:
+    """Whether answers are no better than the same ones given to other examples.
+
+    These would be right as often as Cohen 1960, "A Coefficient of Agreement for Nominal Scales",
+    expects by chance; the test is binomial.
+    """
+    shares = [np.bincount(each, minlength=units) / len(y) for each in (said, y)]
+    chance = min(float(shares[0] @ shares[1]), 1.0)
+    right = int(np.sum(said == y))
+    return bool(binomtest(right, len(y), chance, alternative="greater").pvalue > _ERROR)
+
+
+def _above_zero(values: np.ndarray) -> bool:
+    """Whether the mean is above 0, by a one-sided t-test."""
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():
+        return bool(values[0] > 0)
+    found: Any = ttest_1samp(values, 0.0, alternative="greater")
+    return bool(found.pvalue <= _ERROR)
+
+
+def _check_roles(
+    distiller: Distiller, told: np.ndarray, guessed: np.ndarray, y: np.ndarray, task: Task
+) -> None:
+    assert distiller.teachers is not None
+    sizes = _size(distiller.student), sum(_size(t.model) for t in distiller.teachers.teachers)
+    more = _worth(guessed, y, task) - _worth(told, y, task)
+    if sizes[0] > sizes[1] and _above_zero(more):
+        raise UserError(
+            f"The student must learn of the teacher, and is larger ({sizes[0]:,} parameters, not "
+            f"{sizes[1]:,}) and better already: {_METRICS[task.kind]} "
+            f"{_score(guessed, y, task):.3f}, not {_score(told, y, task):.3f}",
+            "Swap --teacher and --student.",
+        )
+
+
+def _size(model: Any) -> int:
+    return sum(int(np.prod(weight.shape)) for weight in getattr(model, "weights", ()))
+
+
+def _gradients(distiller: Distiller, batches: list[Any]) -> dict[str, float]:
+    """Measures the gradient of each loss for the student, and refuses what cannot be learned of."""
+    student, norms = distiller.student, []
+    with _whole(student):
+        weights = list(student.trainable_weights)
+        for x, y, sample_weight in batches:
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+                for weight in weights:
+                    tape.watch(weight.value)
+                losses = distiller.loss_terms(x, y, sample_weight)
+            norms.append({name: _norm(tape, loss, weights) for name, loss in losses.items()})
+    found = {name: float(np.mean([each[name] for each in norms])) for name in norms[0]}
+    for name in _weights(distiller):
+        if not (np.isfinite(found[name]) and found[name] > 0):
+            is_zero = "zero" if found[name] == 0 else "not finite"
+            raise UserError(
+                f"The loss {name} must have a gradient for the student, and it is {is_zero}",
+                "Leave that loss out, or let it see other layers.",
+            )
+    return found
+
+
+def _norm(tape: tf.GradientTape, loss: tf.Tensor, weights: list[keras.Variable]) -> float:
+    gradients = tape.gradient(loss, [weight.value for weight in weights])
+    present = [
+        np.asarray(tf.convert_to_tensor(each), np.float64) for each in gradients if each is not None
+    ]
+    return float(np.sqrt(sum(np.sum(each**2) for each in present)))
+
+
+@contextlib.contextmanager
+def _whole(student: Any) -> Iterator[None]:
+    """Lets all of a student train, and puts everything back, statistics too."""
+    values = [np.array(variable) for variable in student.variables]
+    staged = isinstance(student, BackboneModel)
+    stages: Any = student.stages if staged else ()
+    before = [stage.name for stage in stages if any(w.trainable for w in stage.learned)]
+    if staged:
+        student.unfreeze(student.stage_names)
+    try:
+        yield
+    finally:
+        if staged:
+            student.unfreeze(before)
+        for variable, value in zip(student.variables, values, strict=True):
+            variable.assign(value)
+
+
+def _weights(distiller: Distiller) -> dict[str, Any]:
+    """Returns what is learned at all, by loss: the weight of the label loss, or the term."""
+    learned: dict[str, Any] = {}
+    if distiller.loss is not None and float(np.asarray(distiller.alpha)) > 0:
+        learned[LABELS] = float(np.asarray(distiller.alpha))
+    return learned | {str(term): term for term in distiller.terms if term.weight > 0}
+
+
+def _notes(gradients: Mapping[str, float], weights: Mapping[str, Any]) -> tuple[str, ...]:
+    """Says if one loss hardly counts beside another."""
+    if not gradients:
+        return ()
+    weak = min(gradients, key=gradients.__getitem__)
+    strong = max(gradients, key=gradients.__getitem__)
+    ratio = gradients[strong] / gradients[weak]
+    if ratio <= _FAR:
+        return ()
+    # Of the two, a loss that was asked for rather than that of the labels.
+    of_weak = isinstance(weights[weak], Term)
+    term, factor = (weights[weak], ratio) if of_weak else (weights[strong], 1 / ratio)
+    advice = ""
+    if isinstance(term, Term):
+        even = replace(term, weight=float(f"{term.weight * factor:.1g}"))
+        advice = f"; with {even} they are about equal"
+    found = f"the gradient of {strong} is {ratio:.0f} times that of {weak}"
+    return (f"{found}, which hardly counts{advice}",)
