@@ -171,7 +171,9 @@ def _check_data(settings: Settings, given: Settings) -> None:
             )
     if settings["views"] and settings["augment"] == "none":
         raise UserError("--views counts augmented versions", "Give --augment too.")
-    if settings["views"] and (settings["mix"] != "none" or settings["bn"] == "train"):
+    frozen = settings["mode"] != "distill"  # Else what is computed once is the teacher's.
+    moving = settings["mix"] != "none" or (frozen and settings["bn"] == "train")
+    if settings["views"] and moving:
         other = f"--mix={settings['mix']}" if settings["mix"] != "none" else "--bn=train"
         raise UserError(
             f"--views computes features once, and with {other} they are new in every epoch",

@@ -4,7 +4,7 @@
 
 First the teacher is asked in each step, and its forward pass takes about twice the student's. Both
 distillers have the same networks, batch, optimizer, label loss, loss on logits and loss on the
-features of one layer. `keras.distillation.Distiller` gets an instance of `KLDivergence`, without
+last maps. `keras.distillation.Distiller` gets an instance of `KLDivergence`, without
 which it compares logits as they are. Then the teacher's outputs are kept, as runs keep them, and
 the teacher is one whose forward pass takes ten times the student's: the other side is the training
 step of the student alone, on labels. All are traced before they are timed, and take turns.
@@ -24,7 +24,9 @@ BATCH = flags.DEFINE_integer("batch_size", 64, "Images a step.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps each, before the other's turn.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.")
 SIZE, CLASSES, WIDTH = 32, 10, 24
-DEPTHS = {"student": 1, "teacher of twice the cost": 3, "teacher of ten times the cost": 16}
+DEPTHS = {"student": 2, "teacher of twice the cost": 4, "teacher of ten times the cost": 23}
+LAST = f"block{DEPTHS['student'] - 1}"
+"""The student's last layer with maps, which learns what the teacher's last one says."""
 
 
 def network(depth: int, seed: int) -> keras.Model:
@@ -55,7 +57,7 @@ def keras_distiller(student: keras.Model, teacher: keras.Model, last: str) -> ke
                 temperature=4.0, loss=keras.losses.KLDivergence()
             ),
             keras.distillation.FeatureDistillation(
-                loss="mse", teacher_layer_name=last, student_layer_name="block0"
+                loss="mse", teacher_layer_name=last, student_layer_name=LAST
             ),
         ],
         distillation_loss_weights=[0.9, 0.5],
@@ -67,7 +69,7 @@ def keras_distiller(student: keras.Model, teacher: keras.Model, last: str) -> ke
 
 def our_distiller(student: keras.Model, teacher: keras.Model, last: str = "") -> Distiller:
     """Makes ours; with a loss on features if their layer is named."""
-    hint = f"+0.5*hint(student=block0,teacher={last})" if last else ""
+    hint = f"+0.5*hint(student={LAST},teacher={last})" if last else ""
     model = Distiller(student, teacher, f"0.9*kd(temperature=4){hint}", alpha=0.1)
     model.compile(keras.optimizers.Adam(1e-3), loss=label_loss(), jit_compile=False)
     return model
@@ -119,10 +121,12 @@ def online() -> float:
     depth = DEPTHS["teacher of twice the cost"]
     teacher, last = network(depth, 1), f"block{depth - 1}"
     found = medians(
-        student=forward(network(1, 0), images),
+        student=forward(network(DEPTHS["student"], 0), images),
         teacher=forward(teacher, images),
-        keras=step(keras_distiller(network(1, 0), teacher, last), (images, labels)),
-        ours=step(our_distiller(network(1, 0), network(depth, 1), last), (images, labels)),
+        keras=step(keras_distiller(network(DEPTHS["student"], 0), teacher, last), (images, labels)),
+        ours=step(
+            our_distiller(network(DEPTHS["student"], 0), network(depth, 1), last), (images, labels)
+        ),
     )
     ratio = found["ours"] / found["keras"]
     print(f"forward pass: teacher {found['teacher'] / found['student']:.2f} times the student's")
@@ -135,13 +139,13 @@ def kept() -> float:
     """Compares a step with kept outputs to the student's own; returns the ratio."""
     images, labels = batch()
     teacher = network(DEPTHS["teacher of ten times the cost"], 1)
-    ours = our_distiller(network(1, 0), teacher)
+    ours = our_distiller(network(DEPTHS["student"], 0), teacher)
     assert ours.teachers is not None
     packed = ours.teachers.packed(images)
-    student = network(1, 0)
+    student = network(DEPTHS["student"], 0)
     student.compile(keras.optimizers.Adam(1e-3), loss=label_loss(), jit_compile=False)
     found = medians(
-        student=forward(network(1, 0), images),
+        student=forward(network(DEPTHS["student"], 0), images),
         teacher=forward(teacher, images),
         own=step(student, (images, labels)),
         ours=step(ours, ({"inputs": images, "teacher": packed}, labels)),

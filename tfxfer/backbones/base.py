@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from tfxfer.backbones.constants import Constants
 from tfxfer.config import BATCH_NORM
 from tfxfer.errors import UserError
 
 HEAD = "head"
 """The name of what stands on a backbone; no stage of a backbone has it."""
-
-_MOST_CONSTANT_BYTES = 2**29  # A graph holds 2 GB, and each copy of it as much again.
 
 
 @dataclass(frozen=True)
@@ -278,23 +276,17 @@ class Backbone(keras.layers.Layer):
         return tf.function(lambda images: self(images, training=False), reduce_retracing=True)
 
     def infer_fixed(self, version: str) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Gives `infer` with the weights of now as constants: about a third faster on a CPU.
-
-        TensorFlow folds constants into one another, such as batch normalization into the
-        convolution before it, which changes the last digits. Very large networks keep variables.
+        """Gives `infer` with the weights of now as constants; see `Constants`.
 
         Args:
             version: What tells these weights from others; it is traced anew when that changes.
         """
         held = self.__dict__.get("_fixed")  # Not an attribute that an export would save.
         if held is None or held[0] != version:
-            weights = [(weight, np.asarray(weight)) for weight in self.weights]
-            if sum(value.nbytes for _, value in weights) > _MOST_CONSTANT_BYTES:
-                return self.infer
+            constants = Constants(self.weights)
 
             def run(images: tf.Tensor) -> tf.Tensor:
-                constants = [(weight, tf.constant(value)) for weight, value in weights]
-                with keras.StatelessScope(state_mapping=constants):
+                with constants.used():
                     return self(images, training=False)
 
             held = self.__dict__["_fixed"] = version, tf.function(run, reduce_retracing=True)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfxfer.backbones.constants import Constants
 from tfxfer.errors import UserError
 from tfxfer.models.base import BackboneModel
 from tfxfer.models.taps import Taps
@@ -64,7 +65,7 @@ class Teacher:
 
 
 class Teachers:
-    """One teacher or several, asked once a batch.
+    """One teacher or several, asked once a batch, with the weights that they have now.
 
     Several are averaged in the space of probabilities (Hinton et al. 2015, section 1), those of a
     regression in that of its numbers.
@@ -100,6 +101,8 @@ class Teachers:
         self.shares, self.task = shares / shares.sum(), task
         self._taps = self._find(set(names))
         self.names = tuple(sorted(names))
+        weights = [each for member in teachers for each in getattr(member.model, "weights", ())]
+        self._constants = Constants(list({id(each): each for each in weights}.values()))
         self.channels: Mapping[str, int | None] = {
             name: taps.channels[name] for taps in self._taps for name in taps.channels
         }
@@ -125,7 +128,8 @@ class Teachers:
         """
         told, found = [], {}
         for teacher, taps in zip(self.teachers, self._taps, strict=True):
-            outputs, features = taps(inputs, training=False)
+            with self._constants.used():
+                outputs, features = taps(inputs, training=False)
             told.append(teacher.logits(outputs))
             found |= {name: value for name, value in features.items() if name not in found}
         wanted = {name: found[name] for name in self.names}
