@@ -7,7 +7,7 @@ import pytest
 
 from tfxfer import costs
 from tfxfer.backbones.cost import measure_cost
-from tfxfer.costs import model_cost
+from tfxfer.costs import ModelCost, model_cost, summed
 
 
 def network(dtype: str = "float32") -> keras.Model:
@@ -74,3 +74,8 @@ def test_the_clock_ends_the_measurement(monkeypatch):
 def test_shapes_are_checked(shape):
     with pytest.raises(ValueError, match="height, width and channels"):
         model_cost(network(), shape)
+
+
+def test_models_in_a_row_cost_the_sum():
+    one, other = ModelCost(1, 4, 10, 0.5), ModelCost(2, 8, 30, 1.0)
+    assert summed([one, other]) == ModelCost(3, 12, 40, 1.5)

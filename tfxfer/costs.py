@@ -1,6 +1,8 @@
 """What a whole model costs: weights, operations and time for one image."""
 
+import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -67,6 +69,11 @@ def model_cost(
         flops=count_flops(traced),
         latency_ms=1000 * _median_seconds(lambda: tf.nest.map_structure(np.asarray, traced(image))),
     )
+
+
+def summed(costs: Sequence[ModelCost]) -> ModelCost:
+    """Adds up what several models cost that run one after the other, such as teachers."""
+    return ModelCost(*map(sum, zip(*map(dataclasses.astuple, costs), strict=True)))
 
 
 def _scalars(weight: keras.Variable) -> int:

@@ -153,14 +153,16 @@ class FolderSource(DataSource):
 
 
 @dataclass(frozen=True)
-class _File:
-    path: str  # Inside the root.
+class ImageFile:
+    """An image: its path inside the root, and its label."""
+
+    path: str
     label: str
 
 
 @dataclass(frozen=True)
 class _Listing:
-    classes: Mapping[str, Sequence[_File]]
+    classes: Mapping[str, Sequence[ImageFile]]
     bad: Sequence[tuple[str, str]]
 
 
@@ -199,7 +201,7 @@ def _split_folders(root: Path) -> dict[str, str]:
 
 
 def _class_folders(root: Path, folder: str) -> _Listing:
-    classes: dict[str, list[_File]] = {}
+    classes: dict[str, list[ImageFile]] = {}
     bad: list[tuple[str, str]] = []
     loose = []
     for entry in _entries(root / folder):
@@ -207,7 +209,7 @@ def _class_folders(root: Path, folder: str) -> _Listing:
         if not entry.is_dir():
             if _is_image(entry.name):
                 loose.append(path)
-        elif found := list(_images(root, path, entry.name, frozenset())):
+        elif found := list(images_in(root, path, entry.name)):
             classes[entry.name] = found
         else:
             bad.append((shown(path), "is a class folder without images"))
@@ -217,19 +219,27 @@ def _class_folders(root: Path, folder: str) -> _Listing:
     return _Listing(classes, bad)
 
 
-def _images(
-    root: Path, folder: str, label: str, above: frozenset[tuple[int, int]]
-) -> Iterator[_File]:
+def images_in(
+    root: Path, folder: str, label: str, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[ImageFile]:
+    """Finds the images in a folder and in those inside of it.
+
+    Args:
+        root: That paths are told from.
+        folder: Inside the root; the root itself if empty.
+        label: That the images get.
+        above: Folders that this one is in, by device and number.
+    """
     status = (root / folder).stat()
     here = (status.st_dev, status.st_ino)
     if here in above:  # A link to a folder above: following it would never end.
         return
     for entry in _entries(root / folder):
-        path = f"{folder}/{entry.name}"
+        path = f"{folder}/{entry.name}" if folder else entry.name
         if entry.is_dir():
-            yield from _images(root, path, label, above | {here})
+            yield from images_in(root, path, label, above | {here})
         elif _is_image(entry.name):
-            yield _File(path, label)
+            yield ImageFile(path, label)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

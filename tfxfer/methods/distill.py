@@ -12,17 +12,14 @@ import numpy as np
 from tfxfer import distribute
 from tfxfer.backbones import HEAD
 from tfxfer.config import RunConfig
-from tfxfer.costs import model_cost
+from tfxfer.costs import ModelCost, model_cost, summed
 from tfxfer.data.base import DataSource
 from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches
-from tfxfer.data.rest import rest_of
-from tfxfer.data.sources import open_dataset
-from tfxfer.data.splits import TRAIN
-from tfxfer.errors import UserError
 from tfxfer.evaluate import predict, score
 from tfxfer.files import written_whole
 from tfxfer.methods import finetune
+from tfxfer.methods.compared import ALONE, DISTILLED, Trained, transfer_card
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.exported import export
 from tfxfer.methods.opening import Opened, config_for, opened
@@ -31,6 +28,7 @@ from tfxfer.methods.students import from_scratch, new_student
 from tfxfer.methods.taught import TaughtData
 from tfxfer.methods.teachers import load_teacher, split_teachers, teacher_parts
 from tfxfer.methods.tuner import check_devices, is_soft, training_objective, training_settings
+from tfxfer.methods.unlabelled import unlabelled_part
 from tfxfer.models import Distiller, FineTuner, LossSchedule, Staged, Teacher
 from tfxfer.plan import Phase
 from tfxfer.report import workdir
@@ -42,20 +40,10 @@ from tfxfer.task import MULTI_LABEL, REGRESSION
 from tfxfer.training.callbacks import MetricsLog
 from tfxfer.training.checkpoints import Checkpoints
 from tfxfer.training.loop import LAST, Data, PhaseResult, train
-from tfxfer.transfer import (
-    Arm,
-    StudentScores,
-    TransferCard,
-    headline_scores,
-    model_scores,
-    student_scores,
-    verdict,
-)
 
 _EPOCHS = 30
 _SLOWER = 0.1  # Of the rate of the head: pretrained weights.
 _LOOKED_AT = 4  # Batches before training.
-_DISTILLED, _ALONE = "distilled", "labels alone"
 _LOSSES = {REGRESSION: "0.9*logit_mse", MULTI_LABEL: "0.9*multi_label_kd(temperature=2)"}
 _USUAL_LOSS = "0.9*kd(temperature=4)"
 # What a teacher that is fine-tuned first has from this run; the rest is as usual.
@@ -91,7 +79,7 @@ def run(
     with naming_bad_examples(config, source):
         shared = opened(_for_student(config), source)
         check_devices(shared)
-        rest = _unlabelled(config, shared)
+        rest = unlabelled_part(config, shared)
         device = distribute.describe(shared.strategy)
         console.lines(start_lines(config, shared.data, shared.backbone, rest, device))
         if config.dry_run:
@@ -135,30 +123,6 @@ def _for_student(config: RunConfig) -> RunConfig:
     return config.replace(backbone=config.student, bn=bn, stages="", value_range="")
 
 
-def _unlabelled(config: RunConfig, shared: Opened) -> Part | None:
-    """Finds the examples to learn from without their labels."""
-    data = shared.data
-    if not config.unlabeled:
-        return None
-    if config.batch_size < 2 * shared.strategy.num_replicas_in_sync:
-        raise UserError(
-            f"--batch_size={config.batch_size} must have room for labelled and unlabelled examples",
-            "Give a larger one.",
-        )
-    if config.unlabeled == "rest":
-        return rest_of(data.drawn_from[0], [data.splits[0].train])
-    other = open_dataset(config.unlabeled, config.data_dir, download=config.download)
-    if other.info.inputs != data.source.info.inputs:
-        raise UserError(
-            f"--unlabeled must hold {data.source.info.inputs} inputs, and {other.info.name} holds "
-            f"{other.info.inputs}",
-            "Choose another dataset.",
-        )
-    examples = other.info.examples
-    split = TRAIN if examples.get(TRAIN) else max(examples, key=lambda name: examples[name])
-    return Part(other, split, np.arange(examples[split]), f"{other.info.name} {split}")
-
-
 def _teachers(
     config: RunConfig, shared: Opened, path: Path, console: Console, source: DataSource
 ) -> tuple[list[Teacher], list[float] | None]:
@@ -174,25 +138,6 @@ def _teachers(
         keras.utils.set_random_seed(config.seed)
     with shared.strategy.scope():
         return [load_teacher(spec, shared.task) for spec in specs], weights
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A student that was trained.
-
-    Attributes:
-        model: The student, with the weights of its best epoch.
-        phase: How its training went.
-        best: What it says of the test examples.
-        last: The same with the weights of its last epoch.
-        y: What is true of them.
-    """
-
-    model: FineTuner
-    phase: PhaseResult
-    best: np.ndarray
-    last: np.ndarray
-    y: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -229,13 +174,13 @@ class _Job(Opened):
         looked = looked or self._preflight(data, spec)
         distilled, alone = [], []
         for seed in range(self.settings.seed, self.settings.seed + self.settings.seeds):
-            distilled.append(self._distil(data, spec, seed, f"seed {seed} {_DISTILLED}"))
-            alone.append(self._train_alone(data, spec, seed, f"seed {seed} {_ALONE}"))
-            self._say(f"seed {seed} {_DISTILLED}", distilled[-1])
-            self._say(f"seed {seed} {_ALONE}", alone[-1])
+            distilled.append(self._distil(data, spec, seed, f"seed {seed} {DISTILLED}"))
+            alone.append(self._train_alone(data, spec, seed, f"seed {seed} {ALONE}"))
+            self._say(f"seed {seed} {DISTILLED}", distilled[-1])
+            self._say(f"seed {seed} {ALONE}", alone[-1])
         return self._result(data, looked, distilled, alone)
 
-    def _say(self, name: str, trained: _Trained) -> None:
+    def _say(self, name: str, trained: Trained) -> None:
         found = score(self.task, trained.best, trained.y)
         self.console.lines([student_line(name, found)])
 
@@ -307,13 +252,13 @@ class _Job(Opened):
             self.console.lines(found.lines())
         return found
 
-    def _distil(self, data: TaughtData, spec: str, seed: int, name: str) -> _Trained:
+    def _distil(self, data: TaughtData, spec: str, seed: int, name: str) -> Trained:
         student = new_student(self, spec, seed)
         distiller = self._distiller(student, data.teachers.teachers, data.teachers.weights)
         with self.timed("distillation"):
             return self._train(distiller, student, spec, data.distilled(seed), data, name)
 
-    def _train_alone(self, data: TaughtData, spec: str, seed: int, name: str) -> _Trained:
+    def _train_alone(self, data: TaughtData, spec: str, seed: int, name: str) -> Trained:
         student = new_student(self, spec, seed)
         steps = data.distilled(seed).steps
         with self.timed("labels alone"):
@@ -321,7 +266,7 @@ class _Job(Opened):
 
     def _train(
         self, model: Staged, student: FineTuner, spec: str, train_data, data: TaughtData, name: str
-    ) -> _Trained:
+    ) -> Trained:
         """Trains one student, and asks it of the test examples."""
         splits, distils = self.data.splits[0], isinstance(model, Distiller)
         aim = training_objective(self, data.labelled)
@@ -357,7 +302,7 @@ class _Job(Opened):
         model.set_weights(checkpoints.read_weights(LAST))
         last, _ = predict(student, test)
         model.set_weights(weights)
-        return _Trained(student, phase, best, last, y)
+        return Trained(student, phase, best, last, y)
 
     def _phase(self, model: Staged, spec: str) -> Phase:
         """Returns how a student is trained: whole, at a rate that rises and falls."""
@@ -389,8 +334,8 @@ class _Job(Opened):
         self,
         data: TaughtData,
         looked: Preflight,
-        distilled: Sequence[_Trained],
-        alone: Sequence[_Trained],
+        distilled: Sequence[Trained],
+        alone: Sequence[Trained],
     ) -> Result:
         splits, y = self.data.splits[0], distilled[0].y
         with self.timed("evaluation"):
@@ -403,7 +348,9 @@ class _Job(Opened):
                 "test": score(self.task, chosen.best, y),
                 "teacher": score(self.task, told, y),
             }
-            card = self._card(data, looked, told, distilled, alone)
+            steps = (self.config.epochs or _EPOCHS) * data.distilled(self.settings.seed).steps
+            card = transfer_card(self.task, told, distilled, alone, steps)
+            card = replace(card, costs=self._costs(data, chosen.model), notes=looked.notes)
         with self.timed("export"):
             check = export(chosen.model, splits.test, chosen.best, self.path)
         return replace(
@@ -415,51 +362,9 @@ class _Job(Opened):
             },
         )
 
-    def _card(
-        self,
-        data: TaughtData,
-        looked: Preflight,
-        told: np.ndarray,
-        distilled: Sequence[_Trained],
-        alone: Sequence[_Trained],
-    ) -> TransferCard:
-        y, better = distilled[0].y, self.task.kind != REGRESSION
-        steps = (self.config.epochs or _EPOCHS) * data.distilled(self.settings.seed).steps
-
-        def arm(name: str, students: Sequence[_Trained]) -> Arm:
-            def scores(moment: str) -> tuple[StudentScores, ...]:
-                return tuple(
-                    student_scores(self.task, getattr(each, moment), told, y) for each in students
-                )
-
-            seconds = float(np.mean([each.phase.seconds for each in students]))
-            return Arm(name, scores("best"), scores("last"), steps, seconds)
-
-        arms = arm(_DISTILLED, distilled), arm(_ALONE, alone)
-
-        def judged(moment: str):
-            return verdict(
-                *([each.headline for each in getattr(found, moment)] for found in arms),
-                *(
-                    headline_scores(self.task, getattr(students[0], moment), y)
-                    for students in (distilled, alone)
-                ),
-                higher_is_better=better,
-            )
-
+    def _costs(self, data: TaughtData, student: FineTuner) -> dict[str, ModelCost]:
         shape = self.data.source.info.shape
         height, width = data.image_size or shape[:2]
         size = (height, width, shape[-1] or 3)
-        teacher = data.teachers.teachers[0].model
-        return TransferCard(
-            teacher=model_scores(self.task, told, y),
-            distilled=arms[0],
-            alone=arms[1],
-            verdict=judged("best"),
-            verdict_last=judged("last"),
-            costs={
-                "teacher": model_cost(teacher, size),
-                "student": model_cost(distilled[0].model, size),
-            },
-            notes=looked.notes,
-        )
+        teachers = [model_cost(each.model, size) for each in data.teachers.teachers]
+        return {"teacher": summed(teachers), "student": model_cost(student, size)}
