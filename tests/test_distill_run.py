@@ -180,6 +180,58 @@ def test_generations_of_the_teachers_own_kind(distil, tmp_path):
     assert costs["student"].parameters == costs["teacher"].parameters
 
 
+def test_the_card_is_of_the_teacher_not_of_an_assistant(distil, networks):
+    plain, between = distil(name="plain"), distil(assistant=networks["6"])
+    costs = plain.card.costs["teacher"], between.card.costs["teacher"]
+    assert costs[0].parameters == costs[1].parameters
+    assert plain.metrics["teacher"] == between.metrics["teacher"]
+
+
+def shapes(folder, count: int, side: int = 40) -> None:
+    """Writes images of noise around three levels, in a folder each, sorted as folders are."""
+    for label in range(3):
+        (folder / f"{label}").mkdir(parents=True)
+        for i in range(count):
+            rng = np.random.default_rng(100 * label + i)
+            image = np.clip(40 + 80 * label + rng.normal(0, 25, (side, side, 3)), 0, 255)
+            png = tf.io.encode_png(image.astype(np.uint8)).numpy()
+            (folder / f"{label}" / f"{i}.png").write_bytes(png)
+
+
+def test_nothing_held_out_is_learned_from(tmp_path, distil, capsys):
+    shapes(tmp_path / "own", 20)
+    source = tfxfer.open_dataset(f"folder:{tmp_path / 'own'}")
+    result = distil(source, unlabeled=f"folder:{tmp_path / 'own'}", epochs=1)
+    kept = 60 - result.metrics["test"].examples - result.metrics["validation"].examples
+    assert f"without labels: {kept} examples" in capsys.readouterr().out
+
+
+def test_images_of_any_shape_and_folder_go_without_labels(tmp_path, distil, networks, capsys):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i in range(9):
+        noise = np.random.default_rng(i).integers(0, 256, (48, 40 + i, 1), np.uint8)
+        (flat / f"{i}.png").write_bytes(tf.io.encode_png(noise).numpy())
+    (flat / "bad.png").write_bytes((flat / "0.png").read_bytes()[:60])
+    with pytest.raises(UserError, match=r"bad\.png"):
+        distil(unlabeled=f"folder:{flat}", epochs=1)
+    assert not (tmp_path / "run").exists()
+    assert distil(unlabeled=f"folder:{flat}", epochs=1, skip_bad=True).passed
+    assert "without labels: 9 examples" in capsys.readouterr().out
+
+
+def test_a_wrong_teacher_of_data_in_the_order_of_classes_is_refused(tmp_path, distil):
+    shapes(tmp_path / "own", 20)
+    source = tfxfer.open_dataset(f"folder:{tmp_path / 'own'}")
+    distil(source, epochs=1, name="fine")
+    model = tfxfer.load_model(tmp_path / "teacher" / "model.keras")
+    kernel, bias = model.head.get_weights()
+    model.head.set_weights([np.roll(kernel, 1, axis=1), np.roll(bias, 1)])
+    model.save(tmp_path / "teacher" / "model.keras")
+    with pytest.raises(UserError, match="chance"):
+        distil(source, epochs=1)
+
+
 @pytest.mark.parametrize("stop", ["seed 0 distilled", "seed 0 labels alone"])
 @pytest.mark.parametrize("given", [True, False])
 def test_a_run_that_was_stopped_goes_on(stop, given, distil, tmp_path, monkeypatch):

@@ -195,6 +195,26 @@ def test_examples_without_a_label_count_for_the_teacher_alone(one_hot):
     np.testing.assert_allclose(accuracy, right)
 
 
+def test_float_classes_in_a_column_are_classes():
+    plain = distiller().train_on_batch(IMAGES, LABELS, return_dict=True)
+    column = LABELS[:, None].astype("float32")
+    found = distiller().train_on_batch(IMAGES, column, return_dict=True)
+    np.testing.assert_allclose(found["loss"], plain["loss"], rtol=1e-6)
+
+
+def test_another_teacher_is_heard_after_a_fit():
+    made = distiller("kd(temperature=1)")
+    made.compile(keras.optimizers.SGD(0.0), CE, jit_compile=False)
+    made.fit(IMAGES, LABELS, batch_size=24, verbose=0)
+    other = network(8, 5)
+    head = other.get_layer("logits")
+    head.kernel.assign(20 * head.kernel)
+    made.teachers = other
+    found = made.fit(IMAGES, LABELS, batch_size=24, verbose=0).history["kd"][0]
+    expected = kd(outputs(made.student), outputs(other), 1).mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_numbers_that_are_missing():
     student, teacher = network(4, 1, units=2), network(8, 2, units=2)
     made = Distiller(student, teacher, "logit_mse", alpha=1.0, task=REGRESSION)

@@ -1,6 +1,5 @@
 """`--mode=distill`: a student learns what a teacher says, beside one that learns labels alone."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,9 +161,11 @@ class _Job(Opened):
         """Teaches the students between, then those of all seeds, and compares."""
         members, weights = given
         looked: Preflight | None = None
+        first: TaughtData | None = None  # Of the teachers that were given.
         for number, spec in enumerate(self._between(), start=1):
             data = self._data(members, weights, spec)
             name = f"assistant {number}" if self.settings.assistant else f"generation {number}"
+            first = first or data
             looked = looked or self._preflight(data, spec)
             trained = self._distil(data, spec, self.settings.seed, name)
             self._say(name, trained)
@@ -178,7 +179,7 @@ class _Job(Opened):
             alone.append(self._train_alone(data, spec, seed, f"seed {seed} {ALONE}"))
             self._say(f"seed {seed} {DISTILLED}", distilled[-1])
             self._say(f"seed {seed} {ALONE}", alone[-1])
-        return self._result(data, looked, distilled, alone)
+        return self._result(first or data, looked, distilled, alone)
 
     def _say(self, name: str, trained: Trained) -> None:
         found = score(self.task, trained.best, trained.y)
@@ -242,13 +243,11 @@ class _Job(Opened):
             aim = replace(training_objective(self, data.labelled), unlabelled=True)
             with self.strategy.scope():
                 distiller.compile(loss=aim.loss(), metrics=aim.metrics())
-            few = batches(
-                data.labelled,
-                self.config.batch_size,
-                image_size=data.image_size,
-                one_hot=data.soft,
-            )
-            found = preflight(distiller, few.take(_LOOKED_AT), self.task)
+            part, count = data.labelled, _LOOKED_AT * self.config.batch_size
+            # Of all of them, since folders come class by class.
+            rows = np.linspace(0, part.examples - 1, min(count, part.examples)).astype(int)
+            few = self._evaluated(part.pick(rows), data, one_hot=data.soft)
+            found = preflight(distiller, few, self.task)
             self.console.lines(found.lines())
         return found
 
@@ -282,7 +281,6 @@ class _Job(Opened):
             found: list[keras.callbacks.Callback] = [LossSchedule()] if distils else []
             return [*found, MetricsLog(self.path / workdir.METRICS, phase, name)]
 
-        start = time.perf_counter()
         self.console.lines([f"student {name}"])
         (phase,) = train(
             model,
@@ -294,7 +292,7 @@ class _Job(Opened):
             callbacks=log,
             verbose=self.console.verbose,
         )
-        phase = replace(phase, name=name, seconds=time.perf_counter() - start)
+        phase = replace(phase, name=name)
         self.phases.append(phase)
         test = self._evaluated(splits.test, data)
         best, y = predict(student, test)
@@ -332,7 +330,7 @@ class _Job(Opened):
 
     def _result(
         self,
-        data: TaughtData,
+        data: TaughtData,  # Of the teachers that students are compared with.
         looked: Preflight,
         distilled: Sequence[Trained],
         alone: Sequence[Trained],

@@ -9,7 +9,7 @@ from tfxfer.data.kinds import FOLDER, kind_of
 from tfxfer.data.loose_images import LooseImages
 from tfxfer.data.parts import Part
 from tfxfer.data.rest import rest_of
-from tfxfer.data.scan import stop_for_bad
+from tfxfer.data.scan import duplicate_distance, near_duplicates, scan, stop_for_bad
 from tfxfer.data.sources import open_dataset
 from tfxfer.data.splits import TRAIN
 from tfxfer.errors import UserError
@@ -25,7 +25,8 @@ def unlabelled_part(config: RunConfig, shared: Opened) -> Part | None:
         shared: The data that have labels.
 
     Returns:
-        The examples, images in the shape of the labelled ones; `None` if there are to be none.
+        The examples, images in the shape of the labelled ones, and none that stands almost alike
+        in validation or test; `None` if there are to be none.
 
     Raises:
         UserError: If they cannot be used.
@@ -58,6 +59,27 @@ def unlabelled_part(config: RunConfig, shared: Opened) -> Part | None:
         other = Conformed(other, data.source.info.shape)
     examples = other.info.examples
     split = TRAIN if examples.get(TRAIN) else max(examples, key=lambda name: examples[name])
+    found = scan(other, [split], shared.cache)
+    stop_for_bad(found.bad, config.skip_bad)
     usable = np.ones(examples[split], bool)
-    usable[[each.row for each in other.bad if each.split == split and each.row >= 0]] = False
+    usable[[each.row for each in (*other.bad, *found.bad) if each.split == split]] = False
+    usable &= ~_held_out(found.hashes[split], shared)
+    if not usable.any():
+        raise UserError(
+            f"--unlabeled={config.unlabeled} must hold images that validation and test do not, and "
+            "holds none",
+            "Choose another dataset, or rest with --shots or --max_examples.",
+        )
     return Part(other, split, np.flatnonzero(usable), f"{other.info.name} {split}")
+
+
+def _held_out(hashes: np.ndarray, shared: Opened) -> np.ndarray:
+    """Tells which examples stand almost alike in validation or test: nothing may learn from them.
+
+    The folder of the dataset itself holds its test images, for one.
+    """
+    source, splits = shared.data.source, shared.data.splits[0]
+    parts = (splits.validation, splits.test)
+    known = scan(source, sorted({part.split for part in parts}), shared.cache).hashes
+    held = np.concatenate([known[part.split][part.rows] for part in parts])
+    return near_duplicates(hashes, held, duplicate_distance(source.info.inputs))

@@ -8,9 +8,10 @@ import keras
 
 import tfxfer.heads  # noqa: F401 (so that Keras knows the layers of heads in files)
 from tfxfer.errors import UserError
-from tfxfer.models.distiller import Distiller, LossSchedule
+from tfxfer.models.distiller import Distiller
 from tfxfer.models.feature_extractor import FeatureExtractor
 from tfxfer.models.fine_tuner import FineTuner
+from tfxfer.models.loss_schedule import LossSchedule
 from tfxfer.models.mutual import MutualLearner
 from tfxfer.models.teachers import Teacher
 

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -10,7 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.backbones import Stage
-from tfxfer.losses.terms import Term, parse_losses
+from tfxfer.losses.terms import Term
+from tfxfer.models.loss_schedule import LossSchedule
+from tfxfer.models.loss_terms import terms_of
 from tfxfer.models.step import StepModel
 from tfxfer.models.taps import FEATURES, Taps
 from tfxfer.models.teachers import LOGITS, Teacher, Teachers
@@ -48,7 +49,7 @@ class Distiller(StepModel):
     Args:
         student: Any Keras model from inputs to logits `[batch, units]`, built.
         teachers: A model or a `Teacher`, or several, from the same inputs; each prepares its inputs
-            itself. May be set later.
+            itself. May be set later, and count with the weights that they have when they are set.
         losses: Such as `kd(temperature=4)+0.5*hint(student=block2,teacher=conv3)`, the losses of
             `tfxfer.losses`; or a sequence of such terms, and of functions of `(student, teacher)`
             logits `[batch, units]` that return `[batch]`.
@@ -88,7 +89,7 @@ class Distiller(StepModel):
         if not student.built:
             raise ValueError(f"Expected a student that is built, received {student.name!r}.")
         self.student, self.task = student, task
-        self.terms = _terms(losses, weights)
+        self.terms = terms_of(losses, weights)
         self._taps = Taps(student, _places(self.terms, "student"), "The student")
         self._teacher_weights, self._teachers = teacher_weights, lambda: None
         self.alpha = self._number(alpha, "alpha")
@@ -148,6 +149,7 @@ class Distiller(StepModel):
                     self._project(number, units)
         # In a function, so that Keras does not take them for a part of the model.
         self._teachers = lambda: found
+        self.train_function = None  # It was traced with the teachers before.
 
     def _project(self, number: int, units: int | None) -> None:
         """Brings what a loss sees of the student to so many units (Romero et al. 2015, FitNets)."""
@@ -330,86 +332,6 @@ class Distiller(StepModel):
         return cls(**{**config, "student": student})
 
 
-class LossSchedule(keras.callbacks.Callback):
-    """Sets alpha, weights and temperatures of a `Distiller` as each epoch begins.
-
-    A loss with a warm-up of `n` epochs weighs `(epoch + 1) / n` of its weight until then.
-
-    Args:
-        alpha: The weight of the label loss by epoch, from 0; stays as it is if `None`.
-        weights: The same for losses, by their number, from 0.
-        temperatures: The same for their temperatures.
-    """
-
-    def __init__(
-        self,
-        alpha: Callable[[int], float] | None = None,
-        weights: Mapping[int, Callable[[int], float]] | None = None,
-        temperatures: Mapping[int, Callable[[int], float]] | None = None,
-    ):
-        super().__init__()
-        self._alpha, self._weights = alpha, dict(weights or {})
-        self._temperatures = dict(temperatures or {})
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Sets what follows a schedule."""
-        distiller: Any = self.model
-        for number, term in enumerate(distiller.terms):
-            if term.warmup:
-                share = min(1.0, (epoch + 1) / term.warmup)
-                distiller.loss_weights[number].assign(term.weight * share)
-        for number, weight in self._weights.items():
-            distiller.loss_weights[number].assign(weight(epoch))
-        for number, temperature in self._temperatures.items():
-            distiller.temperatures[str(number)].assign(temperature(epoch))
-        if self._alpha is not None:
-            distiller.alpha.assign(self._alpha(epoch))
-
-
-@dataclass(frozen=True)
-class _Own:
-    """A loss of logits that is given as a function, with what `Term` says of the others."""
-
-    function: Callable[..., tf.Tensor]
-    weight: float = 1.0
-    options: Mapping[str, float] = field(default_factory=dict)
-    warmup: float = 0.0
-    student: str = ""
-    teacher: str = ""
-    of_features: bool = False
-    relational: bool = False
-    needs_equal_units: bool = False
-
-    @property
-    def name(self) -> str:
-        return getattr(self.function, "__name__", "loss")
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def needs_labels(self) -> bool:
-        return "y_true" in inspect.signature(self.function).parameters
-
-
-def _terms(losses: Any, weights: Sequence[float] | None) -> tuple[Any, ...]:
-    """Reads losses, and gives them their weights."""
-    given = [losses] if isinstance(losses, str | Term) or callable(losses) else losses
-    terms: list[Any] = []
-    for each in given:
-        if isinstance(each, str):
-            terms += parse_losses(each)
-        else:
-            terms.append(each if isinstance(each, Term) else _Own(each))
-    if not terms:
-        raise ValueError("Expected a loss at least, received none.")
-    if weights is None:
-        return tuple(terms)
-    if len(weights) != len(terms):
-        raise ValueError(f"Expected {len(terms)} weights, received {len(weights)}.")
-    return tuple(replace(term, weight=w) for term, w in zip(terms, weights, strict=True))
-
-
 def _temperature(term: Any) -> float | None:
     """Returns the temperature of a loss, given or usual; `None` if it has none."""
     parameter = inspect.signature(term.function).parameters.get("temperature")
@@ -430,7 +352,7 @@ def _labels(targets: Any, task: str) -> tuple[Any, tf.Tensor | None]:
         return tf.maximum(targets, 0), known
     missing = tf.math.is_nan(targets)
     known = ~tf.reduce_any(tf.reshape(missing, [tf.shape(targets)[0], -1]), axis=-1)
-    if task == SINGLE_LABEL and targets.shape.rank == 2:
+    if task == SINGLE_LABEL and targets.shape.rank == 2 and targets.shape[-1] != 1:
         known &= tf.reduce_any(targets > 0, axis=-1)
     return tf.where(missing, tf.zeros_like(targets), targets), known
 

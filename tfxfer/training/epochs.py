@@ -4,30 +4,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfxfer.data.joined import Batches
 from tfxfer.evaluate import inference, predict
 from tfxfer.models.step import StepModel
 from tfxfer.training.checkpoints import State
 from tfxfer.training.moving_average import MovingAverage
 from tfxfer.training.objective import Objective
-
-
-class Batches(Protocol):
-    """What is trained on: batches `(x, y)` or `(x, y, weight)`, epoch after epoch."""
-
-    @property
-    def steps(self) -> int:
-        """Batches in an epoch."""
-        ...
-
-    def epochs(self, first: int = 0) -> tf.data.Dataset:
-        """Returns epoch `first` and all that come after it, without end."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""Weights and temperatures of a `Distiller` that change as it trains."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+
+class LossSchedule(keras.callbacks.Callback):
+    """Sets alpha, weights and temperatures of a `Distiller` as each epoch begins.
+
+    A loss with a warm-up of `n` epochs weighs `(epoch + 1) / n` of its weight until then.
+
+    Args:
+        alpha: The weight of the label loss by epoch, from 0; stays as it is if `None`.
+        weights: The same for losses, by their number, from 0.
+        temperatures: The same for their temperatures.
+    """
+
+    def __init__(
+        self,
+        alpha: Callable[[int], float] | None = None,
+        weights: Mapping[int, Callable[[int], float]] | None = None,
+        temperatures: Mapping[int, Callable[[int], float]] | None = None,
+    ):
+        super().__init__()
+        self._alpha, self._weights = alpha, dict(weights or {})
+        self._temperatures = dict(temperatures or {})
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets what follows a schedule."""
+        distiller: Any = self.model
+        for number, term in enumerate(distiller.terms):
+            if term.warmup:
+                share = min(1.0, (epoch + 1) / term.warmup)
+                distiller.loss_weights[number].assign(term.weight * share)
+        for number, weight in self._weights.items():
+            distiller.loss_weights[number].assign(weight(epoch))
+        for number, temperature in self._temperatures.items():
+            distiller.temperatures[str(number)].assign(temperature(epoch))
+        if self._alpha is not None:
+            distiller.alpha.assign(self._alpha(epoch))
