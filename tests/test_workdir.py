@@ -272,6 +272,25 @@ def test_overwrite_spares_what_is_of_no_run(tmp_path):
     assert (tmp_path / "config.json").read_text() == '{"name": "a web site"}'
 
 
+def test_folders_of_somebody_are_no_place_for_a_run(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "log.txt").touch()
+    with pytest.raises(UserError, match="holds other folders: cat"):
+        choose_workdir(config(tmp_path))
+    choose_workdir(config(tmp_path / "run"))
+    (tmp_path / "cat").rmdir()
+    choose_workdir(config(tmp_path))
+
+
+@pytest.mark.parametrize("flag", ["dataset", "unlabeled"])
+@pytest.mark.parametrize("inside", ["", "runs/1"])
+def test_what_a_run_writes_is_no_class_of_the_dataset(tmp_path, flag, inside):
+    mode = "distill" if flag == "unlabeled" else "finetune"
+    chosen = config(tmp_path / "images" / inside, mode=mode, **{flag: f"folder:{tmp_path}/images"})
+    with pytest.raises(UserError, match=f"not be in the folder of --{flag}"):
+        choose_workdir(chosen)
+
+
 def test_config_holds_every_setting_and_the_versions(tmp_path):
     chosen = config(tmp_path / "run", seed=5)
     with run_in(choose_workdir(chosen), chosen):

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tfxfer.config import INVOCATION, RunConfig
+from tfxfer.data.kinds import FOLDER, kind_of
 from tfxfer.errors import UserError
 from tfxfer.files import UNFINISHED, remove, remove_unfinished, written_whole
 from tfxfer.locks import lock
 from tfxfer.report.replacing import Place
+from tfxfer.spec import parse_spec
 
 CONFIG = "config.json"
 RESULTS = "results.json"
@@ -50,6 +52,7 @@ _ALL = (
 _OF_TRAINING = (CONFIG, METRICS, PLAN, CHECKPOINTS, TEACHER)
 _RESUMABLE = ("finetune", "distill")
 _LOCK = ".lock"
+_NAMED = 3  # Files that a message names.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _PACKAGES = (
     "tfxfer",
@@ -75,7 +78,8 @@ def choose_workdir(config: RunConfig) -> Path:
 
     Raises:
         UserError: If the folder cannot be written, holds another run and `overwrite` is off, or
-            holds files of the same names that are of no run. Or if a run is going on in it.
+            holds folders, or files of the same names, that are of no run. If it is in the folder
+            of the dataset, or if a run is going on in it.
     """
     if config.workdir:
         path = Path(config.workdir).expanduser()
@@ -86,6 +90,7 @@ def choose_workdir(config: RunConfig) -> Path:
         )
         stamp = time.strftime("%Y%m%d-%H%M%S")
         path = Path("runs") / f"{config.mode}-{dataset}-{backbone}-{stamp}-{os.getpid()}"
+    _check_apart(path, config)
     created = []
     try:
         created = _make_folders(path)
@@ -291,8 +296,28 @@ def _make_folders(path: Path) -> list[Path]:
     return created
 
 
+def _check_apart(path: Path, config: RunConfig) -> None:
+    """Checks that a folder is not one of images, where what a run writes would be another class."""
+    for flag in ("dataset", "unlabeled"):
+        name = getattr(config, flag)
+        if not name or kind_of(spec := parse_spec(name)) != FOLDER:
+            continue
+        images = Path(spec.name.removeprefix(f"{FOLDER}:")).expanduser().resolve()
+        if path.resolve().is_relative_to(images):
+            raise UserError(
+                f"--workdir={path} must not be in the folder of --{flag}, which is {images}",
+                "Name another folder.",
+            )
+
+
 def _check_free(path: Path, config: RunConfig) -> None:
     found = _place(path).present
+    if not found and (others := _folders_in(path)):
+        such = ", ".join(others[:_NAMED]) + (", ..." if others[_NAMED:] else "")
+        raise UserError(
+            f"--workdir={path} must be a folder for one run, and holds other folders: {such}",
+            "Name a new folder, such as one in it.",
+        )
     if found and not config.overwrite:
         if _is_unfinished(path) and (changed := _changed(path, config)):
             raise UserError(
@@ -310,6 +335,13 @@ def _check_free(path: Path, config: RunConfig) -> None:
             "is of something else",
             "Name another folder.",
         )
+
+
+def _folders_in(path: Path) -> list[str]:
+    """Names the folders in one, as of classes or of a project; not those that are hidden."""
+    if not path.is_dir():
+        return []
+    return sorted(each.name for each in path.iterdir() if each.is_dir() and each.name[:1] != ".")
 
 
 def _settings(path: Path) -> dict[str, Any] | None:
