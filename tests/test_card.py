@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tests.test_transfer import draw, task_of
 from tfxfer.costs import ModelCost
-from tfxfer.report.card import card_lines, card_markdown, card_table, verdict_words
+from tfxfer.report.card import card_lines, card_markdown, card_notes, card_table, verdict_words
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tfxfer.transfer import (
     NO_EVIDENCE,
@@ -34,7 +34,8 @@ def card(kind=SINGLE_LABEL, seeds=3, noise=(0.1, 0.3, 1.0), notes=()) -> Transfe
     def arm(name: str, noise: float) -> tuple[Arm, np.ndarray]:
         outputs = [draw(kind, seed=seed, noise=noise)[0] for seed in range(1, seeds + 1)]
         scores = tuple(student_scores(task, each, taught, y) for each in outputs)
-        return Arm(name, scores, scores, 1200, 3.21), headline_scores(task, outputs[0], y)
+        examples = np.mean([headline_scores(task, each, y) for each in outputs], axis=0)
+        return Arm(name, scores, scores, 1200, 3.21), examples
 
     (distilled, ours), (alone, theirs) = arm("distilled", noise[1]), arm("labels alone", noise[2])
     figures = [[each.headline for each in arm.best] for arm in (distilled, alone)]
@@ -71,8 +72,39 @@ def test_a_row_for_each_model():
             np.mean([each.divergence for each in arm.best]),
         ):
             assert f"{value:.4f}" in row
+        wilson = np.mean([each.evaluation.accuracy_interval for each in arm.best], axis=0)
         # Student's t for three values has a quantile of 4.303.
-        assert f"± {4.3027 * np.std(figures, ddof=1) / np.sqrt(3):.4f}" in row
+        half = 4.3027 * np.std(figures, ddof=1) / np.sqrt(3)
+        seeds = np.mean(figures) - half, min(np.mean(figures) + half, 1)
+        low, high = max((seeds, wilson), key=np.ptp)
+        assert f"{np.mean(figures):.4f} ({low:.4f} to {high:.4f})" in row
+
+
+def figures(made: TransferCard, *accuracies: float) -> TransferCard:
+    """The card with other accuracies of the distilled students."""
+    first: Any = made.distilled.best[0]
+    scores = tuple(
+        replace(first, evaluation=replace(first.evaluation, accuracy=each)) for each in accuracies
+    )
+    return replace(made, distilled=replace(made.distilled, best=scores))
+
+
+def test_an_interval_is_the_wider_one_and_within_bounds():
+    made: Any = card(seeds=2)
+    low, high = made.distilled.best[0].evaluation.accuracy_interval
+    # Seeds that come out the same do not make it certain.
+    assert f"0.9000 ({low:.4f} to {high:.4f})" in drawn(figures(made, 0.9, 0.9))[3]
+    assert "0.9000 (0.2647 to 1.0000)" in drawn(figures(made, 0.85, 0.95))[3]
+    sure = replace(made.teacher.evaluation, accuracy=0.5, accuracy_interval=(0.5, 0.5))
+    teacher = drawn(replace(made, teacher=replace(made.teacher, evaluation=sure)))[2]
+    assert "0.5000" in teacher
+    assert "to" not in teacher
+
+
+def test_a_difference_of_shares_stays_within_bounds():
+    found = Verdict(NO_EVIDENCE, 0.4, (-3.0, 3.8), "seeds", 2)
+    assert "-1.0000 to +1.0000" in verdict_words(found, "accuracy")
+    assert "-3 to +3.8" in verdict_words(found, "rmse")
 
 
 def test_lines_say_costs_and_verdict():
@@ -85,7 +117,7 @@ def test_lines_say_costs_and_verdict():
     assert "9.2% of the size, 4.9% of the FLOPs, 50.0% of the time" in lines[3]
     assert re.search(
         r"^verdict   HELPED: accuracy \+0\.\d{4} "
-        r"\(95% interval \+0\.\d{4} to \+0\.\d{4}, over 3 seeds\)$",
+        r"\(95% interval \+0\.\d{4} to \+0\.\d{4}, over 200 examples\)$",
         text,
         re.MULTILINE,
     )
@@ -103,9 +135,12 @@ def test_every_task_with_one_seed_or_more(kind, seeds):
         assert (column in names) == (kind != REGRESSION)
         assert (f"**{column}**" in page) == (kind != REGRESSION)
     assert ("MSE to teacher" in names) == (kind == REGRESSION)
-    over = "over 200 examples" if seeds == 1 else f"over {seeds} seeds"
+    over = f"over {made.verdict.count} {made.verdict.by}"
+    assert ("another seed may come out otherwise" in page) == (seeds == 1)
+    assert ("which is wider than that over" in page) == (seeds == 2)
     for text in ("\n".join(card_lines(made)), page):
         assert over in text
+        assert ("ne seed says nothing of others" in text) == (seeds == 1)
         assert "nan" not in text
         assert "None" not in text
 
@@ -126,6 +161,44 @@ def test_a_teacher_that_is_no_better_is_said(kind):
     assert "HURT" in "\n".join(card_lines(worse))
     assert behind in "\n".join(card_lines(worse))
     assert behind.capitalize() in card_markdown(worse)
+
+
+def test_notes_say_what_bounds_the_verdict():
+    calm = replace(card(), notes=("its own",))
+    assert card_notes(replace(calm, verdict=replace(calm.verdict, word=NO_EVIDENCE))) == (
+        "its own",
+    )
+    arms = {
+        "distilled": replace(calm.distilled, unfinished=3),
+        "alone": replace(calm.alone, unfinished=1, at_chance=True),
+    }
+    chance, short = card_notes(replace(calm, **arms))[:2]
+    assert chance == "no better than chance on the test examples: students of labels alone"
+    assert "best on validation for 3 of 3 distilled, 1 of 3 labels alone; more" in short
+    some = replace(calm, distilled=replace(calm.distilled, unfinished=2))
+    assert "too short" not in "\n".join(card_notes(some))
+
+
+def test_notes_say_that_a_student_is_larger():
+    made = card()
+    swapped: Any = {"teacher": made.costs["student"], "student": made.costs["teacher"]}
+    note = "the student is larger than the teacher: 78,042 parameters, not 7,210"
+    assert note in card_notes(replace(made, costs=swapped))
+    assert note not in card_notes(made)
+    free = {**swapped, "teacher": ModelCost(0, 0, 0, 1.0)}
+    assert "larger" not in "\n".join(card_notes(replace(made, costs=free)))
+
+
+def test_notes_say_that_probabilities_became_worse():
+    made: Any = card()
+    bad = tuple(replace(each, nll=9.0, calibration_error=0.0) for each in made.distilled.best)
+    worse = replace(made, distilled=replace(made.distilled, best=bad))
+    alone = np.mean([each.nll for each in made.alone.best])
+    note = f"probabilities are worse than of labels alone: NLL 9.0000, not {alone:.4f}"
+    assert card_notes(worse)[-1] == f"accuracy is better, and {note}"
+    unclear = replace(worse, verdict=replace(made.verdict, word=NO_EVIDENCE))
+    assert "probabilities" not in "\n".join(card_notes(unclear))
+    assert "probabilities" not in "\n".join(card_notes(card(REGRESSION)))
 
 
 def test_a_lower_rmse_helped():
@@ -154,7 +227,7 @@ def test_the_page_holds_what_the_screen_does():
     assert {line.count("|") for line in tables[:5]} == {8}
     assert {line.count("|") for line in tables[5:]} == {6}
     assert "- Ten labels a class.\n" in page
-    assert "± half the width" in page
+    assert "over test examples; of students over seeds, if that is wider." in page
     for line in drawn(made)[2:]:
         for number in re.findall(r"\d\.\d{4}", line):
             assert number in page

@@ -58,6 +58,15 @@ def test_its_output_is_the_mean_of_probabilities():
     np.testing.assert_allclose(np.exp(outputs(made)), expected, rtol=1e-5)
 
 
+def test_weights_may_stand_in_a_column():
+    weight = np.linspace(0, 2, 24)
+    flat, column = (
+        learner().train_on_batch(IMAGES, LABELS, sample_weight=each)[0]
+        for each in (weight, weight[:, None])
+    )
+    np.testing.assert_allclose(flat, column, rtol=1e-6)
+
+
 def test_it_is_kept_in_files(tmp_path):
     made = learner(weight=0.3)
     made.fit(IMAGES, LABELS, verbose=0)
@@ -75,6 +84,8 @@ def test_what_is_wrong_is_told():
     same = network(4, 1)
     with pytest.raises(ValueError, match="weights of their own"):
         MutualLearner([same, same])
+    with pytest.raises(ValueError, match="Expected a list of students, received <Sequential"):
+        MutualLearner(network(4, 1), network(4, 2))  # pyright: ignore
     with pytest.raises(ValueError, match="at least 0"):
         MutualLearner([network(4, 1), network(4, 2)], weight=-1)
 

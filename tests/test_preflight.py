@@ -10,9 +10,12 @@ import tensorflow as tf
 from tests.conftest import moved, values
 from tfxfer.backbones import load_backbone
 from tfxfer.errors import UserError
-from tfxfer.methods.preflight import preflight
+from tfxfer.methods.compared import Trained, transfer_card
+from tfxfer.methods.preflight import better_than_chance, preflight
 from tfxfer.models import Distiller, FineTuner, Teacher
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
+from tfxfer.training.loop import PhaseResult
+from tfxfer.transfer import HELPED, NO_EVIDENCE
 
 NAMES = ("red", "green", "blue")
 TASK = Task(SINGLE_LABEL, NAMES)
@@ -205,16 +208,97 @@ def test_roles_that_are_swapped_are_told():
     preflight(made(seeing(width=10), student=seeing(width=90)), data(), TASK)
 
 
+HINT = "hint(student=block1,teacher=block1)"
+
+
 def test_a_loss_without_a_gradient_is_told():
     dead = student()
     dead.backbone.network.get_layer("block1_bn").beta.assign(np.full(4, -100.0))
-    says = r"The loss hint\(student=block1,teacher=block1\) must have a gradient .* it is zero"
-    refused(
-        says, made(student(2), "kd+hint(student=block1,teacher=block1)", student=dead), force=True
-    )
+    found = preflight(made(student(2), f"kd+{HINT}", student=dead), data(), TASK, force=True)
+    assert found.gradients[HINT] == 0
+    assert found.notes[0].startswith(f"the gradient of {HINT} is zero at the start")
+    alone = made(student(2), HINT, student=dead, alpha=0.0, loss=None)
+    refused("A loss must have a gradient .* it is zero: hint", alone, force=True)
     broken = student()
     broken.head.bias.assign([np.inf, 0.0, 0.0])
     refused("The loss labels .* it is not finite", made(student=broken))
+
+
+@pytest.mark.parametrize("away", [0.0, 1e-8])
+def test_a_student_may_begin_as_its_teacher(away):
+    """With the same weights: their features are alike, but for rounding maybe."""
+    learner, teacher = student(), student()
+    bias = teacher.backbone.network.get_layer("block1_conv").bias
+    bias.assign(bias + away)
+    hint = "hint(student=block1_conv,teacher=block1_conv)"
+    distiller = made(teacher, f"{hint}+0.1*logit_mse", student=learner)
+    (note,) = preflight(distiller, data(), TASK, force=True).notes[:1]
+    assert note.startswith(f"the gradient of {hint} is zero at the start")
+
+
+@pytest.mark.parametrize(
+    ("given", "right"), [((0.0, 255.0), (0.0, 1.0)), ((0.0, 1.0), (-1.0, 1.0))]
+)
+def test_a_teacher_that_wants_another_value_range_is_told(given, right):
+    """Bright images are class 1: told apart at the middle of the range that it wants."""
+    y = np.arange(64) % 2
+    x = np.where(y == 1, 224, 32)[:, None, None, None] * np.ones((1, 8, 8, 3), np.float32)
+    x[:8] = np.where(y[:8] == 1, 255, 0)[:, None, None, None]
+
+    def seen(value_range):
+        mean = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()])
+        model = FineTuner(load_backbone(mean, value_range=value_range), keras.layers.Dense(3))
+        model(x)
+        kernel = np.broadcast_to([-1.0, 1.0, 0.0], (3, 3))
+        model.head.set_weights([kernel, 3 * np.mean(right) * np.array([1.0, -1.0, -9.0])])
+        return preflight(made(Teacher(model, "logits", name="x")), data(x, y), TASK, force=True)
+
+    (note,) = seen(given).notes
+    assert note.startswith(f"x does better with value_range={right[0]:g},{right[1]:g}: accuracy 0.")
+    assert note.endswith("on 64 training examples becomes 1.000")
+    assert seen(right).notes == ()
+
+
+def test_a_weak_teacher_is_noted():
+    y = np.where(np.arange(48) < 24, Y, (Y + 1) % 3)
+    (note,) = preflight(made(Teacher(seeing(), name="x")), data(y=y), TASK).notes
+    assert note.startswith("x is right on 50% of 48 training examples: are its value_range")
+
+
+def test_better_than_chance_is_told_by_outputs():
+    right, rng = np.eye(3)[Y], np.random.default_rng(0)
+    assert better_than_chance(right, Y, TASK)
+    assert better_than_chance(right + rng.normal(size=right.shape), Y, TASK)
+    assert not better_than_chance(np.roll(right, 1, axis=-1), Y, TASK)
+    assert not better_than_chance(np.zeros_like(right), Y, TASK)
+    assert better_than_chance(np.zeros((19, 3)), Y[:19], TASK), "too few to tell"
+    numbers = Task(REGRESSION, NAMES)
+    assert better_than_chance(right, right, numbers)
+    assert not better_than_chance(right * 0 + right.mean(axis=0), right, numbers)
+
+
+def trained(outputs: np.ndarray, best_epoch: int) -> Trained:
+    phase = PhaseResult(
+        "student", 5, best_epoch, 0.1, 0.5, 0.1, "accuracy", 0.5, (), kept=True, seconds=1.0
+    )
+    model: Any = None
+    return Trained(model, phase, outputs, outputs, Y)
+
+
+def test_students_at_chance_are_no_evidence():
+    """Whatever the difference: one always says what is true less often."""
+    right = np.eye(3)[Y]
+    never = np.roll(right, 1, axis=-1)
+    constant = np.broadcast_to(np.eye(3)[0], right.shape)
+    found = transfer_card(
+        TASK, right, [trained(constant, 5)] * 2, [trained(never, 5), trained(never, 4)], 10
+    )
+    assert found.verdict.interval is not None and found.verdict.interval[0] > 0
+    assert (found.verdict.word, found.verdict_last.word) == (NO_EVIDENCE, NO_EVIDENCE)
+    assert (found.distilled.at_chance, found.alone.at_chance) == (True, True)
+    assert (found.distilled.unfinished, found.alone.unfinished) == (2, 1)
+    taught = transfer_card(TASK, right, [trained(right, 3)], [trained(never, 3)], 10)
+    assert (taught.verdict.word, taught.distilled.at_chance) == (HELPED, False)
 
 
 def test_a_loss_that_hardly_counts_is_noted():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
-from scipy.stats import bootstrap, entropy, ttest_rel
+from scipy.stats import bootstrap, entropy, norm, ttest_rel
 
 from tfxfer.costs import ModelCost
 from tfxfer.evaluate import score
@@ -24,6 +24,7 @@ from tfxfer.transfer import (
     headline_scores,
     mean_interval,
     model_scores,
+    paired_interval,
     student_scores,
     verdict,
 )
@@ -244,8 +245,33 @@ def test_identical_differences_are_a_point():
     assert verdict([0.5, 0.75], [0.5, 0.75]).interval == (0, 0)
     assert verdict([0.5, 0.75], [0.5, 0.75]).word == NO_EVIDENCE
     found = verdict([0.75, 1.0], [0.5, 0.75])
-    assert (found.word, found.interval) == (HELPED, (0.25, 0.25))
-    assert verdict([0.5, 0.75], [0.75, 1.0]).word == HURT
+    assert (found.word, found.interval) == (NO_EVIDENCE, (0.25, 0.25)), "by chance, for all we know"
+
+
+def test_the_wider_interval_counts():
+    right, wrong = np.ones(100), np.r_[np.zeros(10), np.ones(90)]
+    steady = verdict([1.0, 1.0], [0.9, 0.9], right, wrong)
+    assert (steady.word, steady.by, steady.count) == (HELPED, "examples", 100)
+    assert steady.interval == paired_interval(right - wrong)
+    unsteady = verdict([1.0, 1.0], [0.95, 0.85], right, wrong)
+    assert (unsteady.word, unsteady.by, unsteady.count) == (NO_EVIDENCE, "seeds", 2)
+    few = np.r_[np.zeros(2), np.ones(98)]
+    assert verdict([1.0, 1.0], [0.98, 0.98], right, few).word == NO_EVIDENCE
+
+
+def test_the_interval_over_examples_is_agrestis_and_mins():
+    # 12 are right with one alone, 3 with the other, of 100; half a one more in each cell.
+    differences = np.r_[np.ones(12), -np.ones(3), np.zeros(85)]
+    found = paired_interval(differences)
+    assert found is not None
+    half = norm.ppf(0.975) * np.sqrt(16 - 9**2 / 102) / 102
+    assert found == pytest.approx((0.09 - half, 0.09 + half), abs=0.004)
+    assert paired_interval(np.ones(1)) is None
+    # As many as all of few are no evidence, and all of many are.
+    assert [verdict([1], [0], np.ones(n), np.zeros(n)).word for n in (2, 100)] == [
+        NO_EVIDENCE,
+        HELPED,
+    ]
 
 
 def test_one_seed_goes_by_examples():
@@ -270,6 +296,16 @@ def test_where_nothing_helps_evidence_is_as_rare_as_it_says():
     words = [verdict(*pair).word for pair in draws]
     for word in (HELPED, HURT):
         assert 0.015 < words.count(word) / 2000 < 0.035
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_right_and_wrong_of_few_examples_mislead_as_rarely(seeds):
+    """Of two seeds, differences of accuracy are often the same, by chance."""
+    rng = np.random.default_rng(0)
+    chances = rng.beta(0.9, 0.1, size=(1000, 100))
+    right = rng.random((2, seeds, 1000, 100)) < chances
+    words = [verdict(*pair.mean(-1), *pair.mean(1)).word for pair in np.moveaxis(right, 2, 0) * 1.0]
+    assert words.count(HELPED) + words.count(HURT) <= 50
 
 
 @pytest.mark.parametrize(

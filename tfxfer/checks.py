@@ -83,6 +83,8 @@ _OF_DISTILLATION = (
     "assistant",
     "generations",
 )
+# What there is no backbone for, where a teacher is given and no student is of its kind.
+_OF_BACKBONE = ("backbone", "value_range", "stages")
 # What a student that is trained in one piece, and compared with another, has no use for.
 _NOT_OF_DISTILLATION = (
     "protocol",
@@ -149,6 +151,20 @@ def _check_distillation(settings: Settings, given: Settings) -> None:
             "--unlabeled=rest is what --shots or --max_examples leave of train, and neither is "
             "given",
             "Give one of them, or name a dataset.",
+        )
+    own = "self" in (settings["student"], *map(str.strip, settings["assistant"].split(";")))
+    unused = [name for name in _OF_BACKBONE if name in given]
+    if settings["teacher"] and unused and not own:
+        raise UserError(
+            f"--{unused[0]} is of the backbone that is fine-tuned to teach, and --teacher is given",
+            "Leave one of them out; what a teacher's file does not tell stands in parentheses: "
+            "--teacher='model.h5(value_range=\"0,255\")'.",
+        )
+    if settings["seed"] + settings["seeds"] > 2**32:
+        raise UserError(
+            f"--seed={settings['seed']} must leave room for --seeds={settings['seeds']} below "
+            "2**32",
+            "Give a smaller one.",
         )
     if settings["generations"] > 1 and settings["assistant"]:
         raise UserError(

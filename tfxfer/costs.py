@@ -59,6 +59,7 @@ def model_cost(
     run = tf.function(
         lambda images: model(images, training=False),
         input_signature=[tf.TensorSpec(shape, dtype)],
+        autograph=False,
     )
     traced = run.get_concrete_function()
     image = tf.cast(np.random.default_rng(0).integers(0, 256, shape), dtype)

@@ -104,7 +104,7 @@ class FoldSummary:
 def inference(model: keras.Model, data: tf.data.Dataset) -> Callable[[tf.Tensor], tf.Tensor]:
     """Traces a model as in inference, for the batches of `data`, of whatever size."""
     inputs, _ = data.element_spec
-    step = tf.function(lambda batch: model(batch, training=False))
+    step = tf.function(lambda batch: model(batch, training=False), autograph=False)
     return step.get_concrete_function(inputs)
 
 

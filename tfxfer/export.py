@@ -38,7 +38,7 @@ def save_predictor(
     """
     images = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
 
-    @tf.function(input_signature=[images])
+    @tf.function(input_signature=[images], autograph=False)
     def serve(images):
         outputs = tf.cast(model(images, training=False), tf.float32)
         names = tf.constant(task.names)
@@ -83,7 +83,9 @@ def save_keras_model(model: keras.Model, path: str | os.PathLike) -> None:
 def _serve_features(backbone: Backbone, channels: int) -> Any:
     images = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
     return tf.function(
-        lambda images: {"features": backbone(images, training=False)}, input_signature=[images]
+        lambda images: {"features": backbone(images, training=False)},
+        input_signature=[images],
+        autograph=False,
     )
 
 

@@ -355,12 +355,12 @@ def _graph(
 ) -> Any:
     """Traces a function for batches of any size, over the replicas if there are several."""
     if strategy.num_replicas_in_sync > 1:
-        return tf.function(lambda batch: strategy.run(function, (batch,))).get_concrete_function(
-            inputs
-        )
+        return tf.function(
+            lambda batch: strategy.run(function, (batch,)), autograph=False
+        ).get_concrete_function(inputs)
     traced: Any = function
     if not isinstance(function, tf.types.experimental.PolymorphicFunction):
-        traced = tf.function(function)
+        traced = tf.function(function, autograph=False)
     return traced.get_concrete_function(inputs)
 
 

@@ -61,6 +61,8 @@ class Arm:
         last: Scores of the last epoch, one a seed, in the same order.
         steps: Training steps of each seed.
         seconds: Mean wall time that training took, of a seed.
+        unfinished: In how many seeds the validation loss was least in the last epoch.
+        at_chance: Whether no seed is better than chance on the test examples.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Arm:
     last: tuple[StudentScores, ...]
     steps: int
     seconds: float
+    unfinished: int = 0
+    at_chance: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Verdict:
         difference: Mean headline figure of the distilled students, less that of those trained on
             labels alone.
         interval: 95% interval for it; `None` where there is one seed and one test example.
-        by: What the interval goes over: `seeds`, or with one seed `examples`.
+        by: What the interval goes over: `seeds` or `examples`.
         count: How many of these.
     """
 
@@ -302,6 +306,26 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] |
     return float(mean - half), float(mean + half)
 
 
+def paired_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+    """Returns a 95% interval for the mean of differences, one an example; `None` for fewer than 2.
+
+    It is Student's, with one example more of the largest difference in the variance. Of right and
+    wrong that is the half example more in every cell of Agresti and Min 2005, "Simple improved
+    confidence intervals for comparing matched proportions": where few examples differ, or all by
+    as much, the variance alone is too small.
+
+    Args:
+        values: One-dimensional.
+    """
+    count = len(values)
+    if count < 2:
+        return None
+    mean, most = np.mean(values, dtype=np.float64), np.max(np.abs(values))
+    variance = np.var(values, ddof=1, dtype=np.float64) + most**2 / count
+    half = t.ppf(0.975, count - 1) * np.sqrt(variance / count)
+    return float(mean - half), float(mean + half)
+
+
 def verdict(
     distilled_headline: Sequence[float] | np.ndarray,
     alone_headline: Sequence[float] | np.ndarray,
@@ -311,21 +335,20 @@ def verdict(
 ) -> Verdict:
     """Says whether distillation helped, by a 95% interval for the difference that it made.
 
-    With two seeds or more it is Student's t interval of the differences, paired by seed; with one
-    it is that of the differences paired by test example. Distillation `HELPED` if the whole
-    interval lies on the better side of 0, it `HURT` if on the worse, else there is `NO EVIDENCE`.
+    With two seeds or more it is the wider of two: Student's t interval of the differences paired
+    by seed, and `paired_interval` of those paired by test example; with one seed it is the latter.
+    Distillation `HELPED` if the whole interval lies on the better side of 0, it `HURT` if on the
+    worse, else, and if the interval is one point, there is `NO EVIDENCE`. Few seeds alone would
+    not do: with two, differences of accuracy are the same by chance as often as one time in ten.
 
-    What it does not cover: seeds share their test examples and, but for its draw, their training
-    data, so that their interval is for this test set, not for new examples. The interval over
-    examples is for these two trained students: another seed may come out otherwise. Differences
-    that are all the same make an interval of one point, which is taken as it is: with few seeds
-    and few test examples this happens by chance.
+    What it does not cover: seeds share, but for its draw, their training data. With one seed the
+    interval is for these two trained students: another seed may come out otherwise.
 
     Args:
         distilled_headline: Headline figures of the distilled students, one a seed.
         alone_headline: Those of the students trained on labels alone, of the same seeds.
-        distilled_examples: What `headline_scores` returns for the distilled student; needed with
-            one seed.
+        distilled_examples: What `headline_scores` returns for the distilled student, the mean over
+            seeds; needed with one seed.
         alone_examples: Likewise for the other student, of the same examples.
         higher_is_better: Whether a higher figure is better: false for rmse.
 
@@ -340,22 +363,25 @@ def verdict(
             "Expected one figure a seed of both students, received "
             f"{len(distilled_headline)} and {len(alone_headline)}."
         )
-    if len(distilled_headline) > 1:
-        by, pairs = "seeds", (distilled_headline, alone_headline)
-    else:
-        by, pairs = "examples", (distilled_examples, alone_examples)
-    if not len(pairs[0]) or len(pairs[0]) != len(pairs[1]):
+    seeds, examples = len(distilled_headline), len(distilled_examples)
+    if examples != len(alone_examples) or not (examples or seeds > 1):
         raise ValueError(
             "Expected one score an example of both students, received "
-            f"{len(pairs[0])} and {len(pairs[1])}."
+            f"{examples} and {len(alone_examples)}."
         )
-    differences = np.subtract(*pairs, dtype=np.float64)
-    interval = mean_interval(differences)
+    by_seed = np.subtract(distilled_headline, alone_headline, dtype=np.float64)
+    over_seeds = mean_interval(by_seed)
+    over_examples = paired_interval(
+        np.subtract(distilled_examples, alone_examples, dtype=np.float64)
+    )
+    interval, by, count = over_examples, "examples", examples
+    if over_seeds and (over_examples is None or np.ptp(over_seeds) > np.ptp(over_examples)):
+        interval, by, count = over_seeds, "seeds", seeds
     low, high = interval or (0.0, 0.0)
     word = NO_EVIDENCE
-    if low > 0 or high < 0:
+    if low < high and (low > 0 or high < 0):
         word = HELPED if (low > 0) == higher_is_better else HURT
-    return Verdict(word, float(differences.mean()), interval, by, len(differences))
+    return Verdict(word, float(by_seed.mean()), interval, by, count)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import keras
 
 from tfxfer.backbones.applications import application_names, load_application
 from tfxfer.backbones.base import HEAD, Backbone, ImageContract, Stage
-from tfxfer.backbones.hub import GLYPHS, exists, resolve
+from tfxfer.backbones.hub import GLYPHS, exists, parsed, resolve
 from tfxfer.backbones.keras_file import SUFFIXES, load_keras_file
 from tfxfer.backbones.keras_model import load_keras_model
 from tfxfer.backbones.network import KerasBackbone
@@ -14,7 +14,6 @@ from tfxfer.backbones.presets import load_preset
 from tfxfer.backbones.saved_model import SavedModelBackbone
 from tfxfer.backbones.tiny import TINY, load_tiny
 from tfxfer.errors import UserError
-from tfxfer.spec import Spec, parse_spec
 
 __all__ = [
     "HEAD",
@@ -74,8 +73,7 @@ def load_backbone(
         return load_keras_model(
             source, image_size=image_size, value_range=value_range, pattern=stages, bn=bn
         )
-    # A path may hold anything, parentheses too.
-    spec = Spec(source, text=source) if exists(source) else parse_spec(source)
+    spec = parsed(source)
     if spec.name == TINY:
         return load_tiny(spec, image_size, data_size, value_range, stages, bn)
     if spec.name.startswith("keras:"):

@@ -273,7 +273,9 @@ class Backbone(keras.layers.Layer):
 
         Batches of any size may go in; images of another size or dtype are traced anew.
         """
-        return tf.function(lambda images: self(images, training=False), reduce_retracing=True)
+        return tf.function(
+            lambda images: self(images, training=False), reduce_retracing=True, autograph=False
+        )
 
     def infer_fixed(self, version: str) -> Callable[[tf.Tensor], tf.Tensor]:
         """Gives `infer` with the weights of now as constants; see `Constants`.
@@ -289,7 +291,8 @@ class Backbone(keras.layers.Layer):
                 with constants.used():
                     return self(images, training=False)
 
-            held = self.__dict__["_fixed"] = version, tf.function(run, reduce_retracing=True)
+            graph = tf.function(run, reduce_retracing=True, autograph=False)
+            held = self.__dict__["_fixed"] = version, graph
         return held[1]
 
     def retrace(self) -> None:

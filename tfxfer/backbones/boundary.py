@@ -72,12 +72,14 @@ class Boundary:
             x = tf.cast(x, self._backbone.network.compute_dtype)
             return _run(self._before, x, training=False)
 
-        return tf.function(run, reduce_retracing=True)
+        return tf.function(run, reduce_retracing=True, autograph=False)
 
     @functools.cached_property
     def features(self) -> Any:
         """What `prefix` returned to features as in inference, as one graph."""
-        return tf.function(lambda x: self.suffix(x, training=False), reduce_retracing=True)
+        return tf.function(
+            lambda x: self.suffix(x, training=False), reduce_retracing=True, autograph=False
+        )
 
     def follows(self, other: "Boundary") -> bool:
         """Whether it is further on in the same graph, so that `since` can go on from `other`."""
@@ -94,6 +96,7 @@ class Boundary:
             self._graphs[other.place] = tf.function(
                 lambda x: _run((between,), tf.cast(x, other._tensor.dtype), training=False),
                 reduce_retracing=True,
+                autograph=False,
             )
         return self._graphs[other.place]
 

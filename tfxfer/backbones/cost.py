@@ -46,6 +46,7 @@ def measure_cost(backbone: Backbone) -> Cost:
     run = tf.function(
         lambda images: backbone(images, training=False),
         input_signature=[tf.TensorSpec(shape, tf.uint8)],
+        autograph=False,
     )
     image = tf.constant(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     seconds = []

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tfxfer.errors import UserError, first_line
+from tfxfer.spec import Spec, parse_spec
 
 GLYPHS = "glyphs"
+NO_BACKBONE = "A backbone must be 'glyphs', a file, a folder or a handle"
 _GLYPHS_FOLDER = Path(__file__).parent / "glyphs"
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _KAGGLE = "kaggle://"
@@ -49,11 +51,7 @@ def resolve(handle: str) -> Path:
     elif exists(handle):
         folder = Path(handle).expanduser()
     else:
-        raise UserError(
-            f"A backbone must be 'glyphs', a file, a folder or a handle, "
-            f"and there is no {handle!r}",
-            "Check the path; see --help for the kinds of handles.",
-        )
+        raise UserError(f"{NO_BACKBONE}, and there is no {handle!r}", path_advice(handle))
     if folder.is_file():
         raise UserError(
             f"Backbone {handle!r} is a file of no kind that is known here",
@@ -75,10 +73,24 @@ def exists(path: str) -> bool:
         return False
 
 
+def parsed(source: str) -> Spec:
+    """Reads a spec; but what is there is a path, which may hold anything, parentheses too."""
+    return Spec(source, text=source) if exists(source) else parse_spec(source)
+
+
+def path_advice(path: str) -> str:
+    """Says what to do about a path that leads nowhere."""
+    if path.endswith(")"):
+        return 'Check the path; commas of an option stand in quotes, as (value_range="0,255").'
+    return "Check the path; see --help for the kinds of handles."
+
+
 def _instead(folder: Path, handle: str) -> str:
     """Says what to give instead of a folder that holds no SavedModel."""
     if (folder / "config.json").is_file() and (folder / "metadata.json").is_file():
         return f"It looks like a preset of KerasHub: give keras_hub:{handle}."
+    if (folder / "model.keras").is_file():
+        return f"For the model of a run give {handle.rstrip('/')}/model.keras."
     inside = [path.name for path in sorted(folder.iterdir()) if is_saved_model(path)]
     if inside:
         return f"Give the folder inside: {handle.rstrip('/')}/{inside[-1]}."

@@ -74,7 +74,7 @@ class KerasBackbone(Backbone):
 
     def find_stages(self):
         """Groups the layers; see `Backbone`."""
-        # So that every weight shows whether it is one to train. Each layer by itself, and first off,
+        # So that every weight shows whether it is one to train. Each layer by itself, first off,
         # since Keras passes over what is on already, even if layers or weights in it are off.
         for layer in self.network._flatten_layers():
             layer.trainable = False

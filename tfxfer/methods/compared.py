@@ -1,14 +1,16 @@
 """Students that were distilled beside those of labels alone: what the comparison says."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tfxfer.methods.preflight import better_than_chance
 from tfxfer.models import FineTuner
 from tfxfer.task import REGRESSION, Task
 from tfxfer.training.loop import PhaseResult
 from tfxfer.transfer import (
+    NO_EVIDENCE,
     Arm,
     StudentScores,
     TransferCard,
@@ -50,6 +52,8 @@ def transfer_card(
 ) -> TransferCard:
     """Compares students, seed by seed.
 
+    Where none of them is better than chance there is no evidence, whatever the difference.
+
     Args:
         task: What they learned.
         told: What the teacher says of the test examples, `[examples, units]`.
@@ -62,24 +66,37 @@ def transfer_card(
     """
     y = distilled[0].y
 
+    def at_chance(students: Sequence[Trained], moment: str) -> bool:
+        return not any(better_than_chance(getattr(each, moment), y, task) for each in students)
+
     def arm(name: str, students: Sequence[Trained]) -> Arm:
         def scores(moment: str) -> tuple[StudentScores, ...]:
             return tuple(student_scores(task, getattr(each, moment), told, y) for each in students)
 
         seconds = float(np.mean([each.phase.seconds for each in students]))
-        return Arm(name, scores("best"), scores("last"), steps, seconds)
+        return Arm(
+            name,
+            scores("best"),
+            scores("last"),
+            steps,
+            seconds,
+            unfinished=sum(each.phase.best_epoch == each.phase.epochs for each in students),
+            at_chance=at_chance(students, "best"),
+        )
 
     arms = arm(DISTILLED, distilled), arm(ALONE, alone)
 
     def judged(moment: str) -> Verdict:
-        return verdict(
+        made = verdict(
             *([each.headline for each in getattr(found, moment)] for found in arms),
             *(
-                headline_scores(task, getattr(students[0], moment), y)
+                np.mean([headline_scores(task, getattr(each, moment), y) for each in students], 0)
                 for students in (distilled, alone)
             ),
             higher_is_better=task.kind != REGRESSION,
         )
+        nothing = at_chance(distilled, moment) and at_chance(alone, moment)
+        return replace(made, word=NO_EVIDENCE) if nothing else made
 
     return TransferCard(
         teacher=model_scores(task, told, y),

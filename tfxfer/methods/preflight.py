@@ -25,6 +25,9 @@ _LEAST = 20  # Labelled examples that say something about a teacher.
 _ERROR = 0.05  # One-sided: how often a teacher that only guesses passes.
 _FAR = 100.0  # Times the gradient of another loss.
 _SUM = 1e-2  # Rounding of probabilities, in half precision too.
+_NOTHING = 1e-6  # Of the largest gradient: what rounding leaves of one that is zero.
+_WEAK = 0.6  # Accuracy of a teacher on training examples that makes one wonder.
+_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # Values of black and white that are usual.
 _METRICS = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "accuracy of decisions", REGRESSION: "R2"}
 
 
@@ -83,7 +86,8 @@ def preflight(
     Raises:
         UserError: If a teacher says what is not finite, or what is not of the kind that it is said
             to be; if it is no better than chance, by a one-sided test at 95%; if the student is the
-            larger one, and better by as much; if a loss has a gradient that is zero or not finite.
+            larger one, and better by as much; if a loss has a gradient that is not finite, or all
+            have one that is zero.
         ValueError: If there is no batch, or there are no teachers.
     """
     batches = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
@@ -106,15 +110,47 @@ def preflight(
             _check_knows(teacher, outputs, y, task)
         _check_roles(distiller, told, guessed, y, task)
     gradients = _gradients(distiller, batches)
-    weights = _weights(distiller)
+    notes = _notes(gradients, _weights(distiller))
+    if len(y) >= _LEAST:
+        for teacher, outputs in zip(teachers, each, strict=True):
+            notes += (*_doubts(teacher, outputs, inputs, y, known, task),)
     return Preflight(
         examples=len(y),
         metric=_METRICS[task.kind],
         teacher=_score(told, y, task),
         student=_score(guessed, y, task),
         gradients=gradients,
-        notes=_notes({name: gradients[name] for name in weights}, weights),
+        notes=notes,
     )
+
+
+def better_than_chance(outputs: np.ndarray, y: np.ndarray, task: Task) -> bool:
+    """Tells answers from guesses, by a one-sided test at 95%.
+
+    Classes must be right more often than the same answers given to other examples; of several
+    labels, more must be said of a label where it is true; numbers must be closer than the mean.
+
+    Args:
+        outputs: Logits, or numbers of a regression, `[examples, units]`.
+        y: As the task has it: classes `[examples]`, else `[examples, units]`.
+        task: What `y` is.
+
+    Returns:
+        Whether they are better. Also true where nobody could tell: of fewer than 20 examples, or
+        where `y` is the same for so many that right answers would show nothing.
+    """
+    if len(y) < _LEAST:
+        return True
+    if task.kind == SINGLE_LABEL:
+        said, units = outputs.argmax(axis=-1), outputs.shape[-1]
+        return _guesses(y, y, units) or not _guesses(said, y, units)
+    apart = y - y.mean(axis=0)
+    if not apart.any():
+        return True
+    if task.kind == MULTI_LABEL:  # Together over the labels.
+        return _above_zero(np.sum((outputs - outputs.mean(axis=0)) * apart, axis=-1))
+    mean = np.broadcast_to(y.mean(axis=0), y.shape)
+    return _above_zero(_worth(outputs, y, task) - _worth(mean, y, task))
 
 
 def _answers(network: Callable[[Any], tf.Tensor], inputs: list[Any]) -> np.ndarray:
@@ -183,34 +219,52 @@ def _score(outputs: np.ndarray, y: np.ndarray, task: Task) -> float | None:
 
 
 def _check_knows(teacher: Teacher, outputs: np.ndarray, y: np.ndarray, task: Task) -> None:
-    """Checks that a teacher does better than one that guesses as often the same."""
-    fix = (
-        "It may want its images prepared otherwise (value_range, preprocessing, image_size), or "
-        "have its outputs in another order (labels=FILE)."
-    )
-    found = f"{_METRICS[task.kind]} {_score(outputs, y, task):.3f}"
-    if task.kind == SINGLE_LABEL:
-        said, units = outputs.argmax(axis=-1), outputs.shape[-1]
-        if _guesses(y, y, units):  # Not even who is always right could show it here.
-            return
-        knows = not _guesses(said, y, units)
-    elif task.kind == MULTI_LABEL:
-        # Together over the labels: does it say more of a label where that is true?
-        together = (outputs - outputs.mean(axis=0)) * (y - y.mean(axis=0))
-        if not (y - y.mean(axis=0)).any():
-            return
-        knows = _above_zero(together.sum(axis=-1))
-    else:
-        mean = np.broadcast_to(y.mean(axis=0), y.shape)
-        if not (y - mean).any():
-            return
-        knows = _above_zero(_worth(outputs, y, task) - _worth(mean, y, task))
-    if not knows:
+    if not better_than_chance(outputs, y, task):
         raise UserError(
             f"The answers of {teacher.name} must be better than chance, and on {len(y)} training "
-            f"examples they are not: {found}",
-            fix,
+            f"examples they are not: {_METRICS[task.kind]} {_score(outputs, y, task):.3f}",
+            "It may want its images prepared otherwise (value_range, preprocessing, image_size), "
+            "or have its outputs in another order (labels=FILE).",
         )
+
+
+def _doubts(
+    teacher: Teacher,
+    said: np.ndarray,
+    inputs: list[Any],
+    y: np.ndarray,
+    known: np.ndarray,
+    task: Task,
+) -> Iterator[str]:
+    """Says if a teacher does better with images in another range, or is weak."""
+    worth, found = _worth(said, y, task), f"{_METRICS[task.kind]} {_score(said, y, task):.3f}"
+    asked = {name: answers[known] for name, answers in _in_other_ranges(teacher, inputs)}
+    better = [name for name in asked if _above_zero(_worth(asked[name], y, task) - worth)]
+    if better:
+        best = max(better, key=lambda name: _worth(asked[name], y, task).mean())
+        yield (
+            f"{teacher.name} does better with value_range={best}: {found} on {len(y)} training "
+            f"examples becomes {_score(asked[best], y, task):.3f}"
+        )
+    elif task.kind == SINGLE_LABEL and worth.mean() < _WEAK:
+        yield (
+            f"{teacher.name} is right on {worth.mean():.0%} of {len(y)} training examples: are "
+            "its value_range, preprocessing and image_size right?"
+        )
+
+
+def _in_other_ranges(teacher: Teacher, inputs: list[Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Asks a teacher with images in each other usual range, if it tells what its own is."""
+    contract = getattr(getattr(teacher.model, "backbone", teacher.model), "contract", None)
+    if contract is None or contract.dtype == "uint8":
+        return
+    black, white = contract.value_range
+    for low, high in (each for each in _RANGES if each != (black, white)):
+        # What its own preparation, from 0 and 255 to its range, makes values of the other range.
+        scale, shift = (high - low) / (white - black), 255 * (low - black) / (white - black)
+        images = [scale * tf.cast(x, tf.float32) + shift for x in inputs]
+        outputs = _answers(lambda x: teacher.model(x, training=False), images)
+        yield f"{low:g},{high:g}", np.asarray(teacher.logits(tf.constant(outputs)))
 
 
 def _guesses(said: np.ndarray, y: np.ndarray, units: int) -> bool:
@@ -253,7 +307,10 @@ def _size(model: Any) -> int:
 
 
 def _gradients(distiller: Distiller, batches: list[Any]) -> dict[str, float]:
-    """Measures the gradient of each loss for the student, and refuses what cannot be learned of."""
+    """Measures the gradient of each loss for the student, and refuses what cannot be learned of.
+
+    One may be zero at the start, as of features of a student with the weights of its teacher.
+    """
     student, norms = distiller.student, []
     with _whole(student):
         weights = list(student.trainable_weights)
@@ -264,13 +321,18 @@ def _gradients(distiller: Distiller, batches: list[Any]) -> dict[str, float]:
                 losses = distiller.loss_terms(x, y, sample_weight)
             norms.append({name: _norm(tape, loss, weights) for name, loss in losses.items()})
     found = {name: float(np.mean([each[name] for each in norms])) for name in norms[0]}
-    for name in _weights(distiller):
-        if not (np.isfinite(found[name]) and found[name] > 0):
-            is_zero = "zero" if found[name] == 0 else "not finite"
+    learned = _weights(distiller)
+    for name in learned:
+        if not np.isfinite(found[name]):
             raise UserError(
-                f"The loss {name} must have a gradient for the student, and it is {is_zero}",
+                f"The loss {name} must have a gradient for the student, and it is not finite",
                 "Leave that loss out, or let it see other layers.",
             )
+    if learned and not any(found[name] for name in learned):
+        raise UserError(
+            f"A loss must have a gradient for the student, and it is zero: {', '.join(learned)}",
+            "Add another loss, or let these see other layers.",
+        )
     return found
 
 
@@ -309,14 +371,23 @@ def _weights(distiller: Distiller) -> dict[str, Any]:
 
 
 def _notes(gradients: Mapping[str, float], weights: Mapping[str, Any]) -> tuple[str, ...]:
-    """Says if one loss hardly counts beside another."""
-    if not gradients:
+    """Says if one loss hardly counts beside another, or not at all at the start."""
+    if not weights:
         return ()
-    weak = min(gradients, key=gradients.__getitem__)
-    strong = max(gradients, key=gradients.__getitem__)
+    strong = max(weights, key=gradients.__getitem__)
+    nothing = [
+        name
+        for name, each in weights.items()
+        if gradients[name] <= _NOTHING * gradients[strong] * min(getattr(each, "weight", each), 1)
+    ]
+    zero = tuple(
+        f"the gradient of {name} is zero at the start; what others teach may change that"
+        for name in nothing
+    )
+    weak = min((name for name in weights if name not in nothing), key=gradients.__getitem__)
     ratio = gradients[strong] / gradients[weak]
     if ratio <= _FAR:
-        return ()
+        return zero
     # Of the two, a loss that was asked for rather than that of the labels.
     of_weak = isinstance(weights[weak], Term)
     term, factor = (weights[weak], ratio) if of_weak else (weights[strong], 1 / ratio)
@@ -325,4 +396,4 @@ def _notes(gradients: Mapping[str, float], weights: Mapping[str, Any]) -> tuple[
         even = replace(term, weight=float(f"{term.weight * factor:.1g}"))
         advice = f"; with {even} they are about equal"
     found = f"the gradient of {strong} is {ratio:.0f} times that of {weak}"
-    return (f"{found}, which hardly counts{advice}",)
+    return (*zero, f"{found}, which hardly counts{advice}")

@@ -1,17 +1,59 @@
 """Students by name: a small network, any backbone, or one of the teacher's own kind."""
 
+from pathlib import Path
+
 from tfxfer import heads
-from tfxfer.backbones.hub import exists
+from tfxfer.backbones.hub import parsed
 from tfxfer.backbones.precision import set_precision
 from tfxfer.backbones.tiny import TINY
+from tfxfer.config import RunConfig, settings_from_file
 from tfxfer.data.parts import Part
+from tfxfer.errors import UserError
 from tfxfer.methods.backbone import configured_backbone
 from tfxfer.methods.opening import Opened
+from tfxfer.methods.teacher_files import run_of
+from tfxfer.methods.teachers import split_teachers
 from tfxfer.models import FineTuner
-from tfxfer.spec import Spec, parse_spec
+from tfxfer.report.workdir import CONFIG
 
 SELF = "self"
-"""The student that is of the kind of `--backbone`, with its pretrained weights again."""
+"""The student that is of the teacher's kind: its backbone, with its pretrained weights again."""
+
+_OF_KIND = ("backbone", "image_size", "value_range", "stages")
+
+
+def assistants(config: RunConfig) -> list[str]:
+    """Returns the students that are to be taught between teacher and student, by name."""
+    return list(filter(None, map(str.strip, config.assistant.split(";"))))
+
+
+def with_own_kind(config: RunConfig) -> RunConfig:
+    """Sets what `self` is, the backbone, as the run has it that is given as the teacher.
+
+    Args:
+        config: The settings. Without `self`, or without a teacher, or with a backbone that is
+            given, they stay as they are.
+
+    Raises:
+        UserError: If there are several teachers, or one that is no run.
+    """
+    asked = SELF in (config.student, *assistants(config))
+    if not (asked and config.teacher) or config.given(("backbone",)):
+        return config
+    specs, _ = split_teachers(config.teacher)
+    run = run_of(Path(parsed(specs[0]).name).expanduser()) if len(specs) == 1 else None
+    if run is None or not (run / CONFIG).is_file():
+        raise UserError(
+            f"A student of the teacher's kind, self, must have one teacher that is a run, and "
+            f"--teacher is {config.teacher}",
+            "Name the backbone of that kind with --backbone.",
+        )
+    of_run = RunConfig(**settings_from_file(str(run / CONFIG)))
+    if of_run.mode == "distill":
+        of_run = with_own_kind(of_run)
+        if of_run.student != SELF:
+            return config.replace(backbone=of_run.student)
+    return config.replace(**{name: getattr(of_run, name) for name in _OF_KIND})
 
 
 def new_student(shared: Opened, spec: str, seed: int, train: Part | None = None) -> FineTuner:
@@ -51,5 +93,5 @@ def from_scratch(spec: str) -> bool:
     Args:
         spec: What `load_backbone` takes.
     """
-    found = Spec(spec) if exists(spec) else parse_spec(spec)
+    found = parsed(spec)
     return found.name == TINY or ("weights" in found.options and found.options["weights"] is None)

@@ -1,10 +1,12 @@
 """What students are trained on: batches, and what the teachers say of them, kept if that can be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
+from tfxfer.backbones import ImageContract
 from tfxfer.cache import Cache, Parts
 from tfxfer.config import RunConfig
 from tfxfer.data.augment import NONE
@@ -13,6 +15,7 @@ from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import train_batches
 from tfxfer.feature_data import feature_batches
 from tfxfer.features import Features, compute_once
+from tfxfer.methods.tuner import Resized
 from tfxfer.models.teachers import Teachers
 from tfxfer.task import SINGLE_LABEL
 from tfxfer.training.epochs import Batches
@@ -32,6 +35,7 @@ class TaughtData:
         labelled: Training examples.
         unlabelled: Examples to learn from without their labels; `None` if there are none.
         soft: Whether labels of one class are given as shares of each.
+        contract: What images are resized to ahead of the step; `None` if the step does.
     """
 
     config: RunConfig
@@ -43,6 +47,12 @@ class TaughtData:
     labelled: Part
     unlabelled: Part | None
     soft: bool
+    contract: ImageContract | None = None
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch, for students of labels alone too."""
+        return self._joined(self._batches, 0).steps
 
     @property
     def kept(self) -> bool:
@@ -63,33 +73,35 @@ class TaughtData:
         Args:
             seed: Of order and augmentation.
         """
+        return self._joined(self._taught, seed)
+
+    def _joined(self, batches: Callable[[Part, int, int], Batches], seed: int) -> Batches:
         size = self.config.batch_size
         if self.unlabelled is None:
-            return self._taught(self.labelled, size, seed)
+            return batches(self.labelled, size, seed)
         half = size // 2
         return joined(
-            self._taught(self.labelled, size - half, seed),
+            batches(self.labelled, size - half, seed),
             unlabelled(
-                self._taught(self.unlabelled, half, seed),
+                batches(self.unlabelled, half, seed),
                 self.labelled.source.info.task,
                 one_hot=self.soft,
             ),
             replicas=self.strategy.num_replicas_in_sync,
         )
 
-    def alone(self, seed: int, steps: int) -> Batches:
+    def alone(self, seed: int) -> Batches:
         """Returns the batches of a student that learns from labels alone.
 
         Args:
             seed: Of order and augmentation.
-            steps: Batches in an epoch.
         """
-        return same_steps(self._batches(self.labelled, self.config.batch_size, seed), steps)
+        return same_steps(self._batches(self.labelled, self.config.batch_size, seed), self.steps)
 
     def _batches(self, part: Part, batch_size: int, seed: int) -> Batches:
         config = self.config
         balanced = part is self.labelled
-        return train_batches(
+        found = train_batches(
             part,
             batch_size,
             image_size=self.image_size,
@@ -101,6 +113,7 @@ class TaughtData:
             replicas=self.strategy.num_replicas_in_sync,
             one_hot=self.soft and part.source.info.task.kind == SINGLE_LABEL,
         )
+        return found if self.contract is None else Resized(found, self.contract)
 
     def _taught(self, part: Part, batch_size: int, seed: int) -> Batches:
         data = self._batches(part, batch_size, seed)

@@ -197,17 +197,24 @@ def features_of(shared: Opened, part: Part) -> Features:
 
 
 @dataclass(frozen=True)
-class _Resized:
-    """Batches whose images are of the network's size, since XLA has no antialiased resize."""
+class Resized:
+    """Batches whose images are of the network's size, since XLA has no antialiased resize.
+
+    Attributes:
+        batches: Their images are of any size.
+        contract: What the network takes.
+    """
 
     batches: Batches
     contract: ImageContract
 
     @property
     def steps(self) -> int:
+        """Batches in an epoch."""
         return self.batches.steps
 
     def epochs(self, first: int = 0) -> tf.data.Dataset:
+        """Returns the batches of all epochs from one on."""
         return self.batches.epochs(first).map(
             lambda images, *rest: (self.contract.resize(images), *rest)
         )
@@ -228,7 +235,7 @@ def training_batches(shared: Opened, part: Part) -> Batches:
         replicas=shared.strategy.num_replicas_in_sync,
         one_hot=is_soft(shared),
     )
-    return _Resized(found, shared.backbone.contract) if config.jit else found
+    return Resized(found, shared.backbone.contract) if config.jit else found
 
 
 def is_soft(shared: Opened) -> bool:

@@ -1,6 +1,5 @@
 """`Distiller`: a student that learns what its teachers say."""
 
-import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ import tensorflow as tf
 
 from tfxfer.backbones import Stage
 from tfxfer.losses.terms import Term
+from tfxfer.models.labels import flat_weights, known_weights, labels_for_losses, read_labels
 from tfxfer.models.loss_schedule import LossSchedule
-from tfxfer.models.loss_terms import terms_of
-from tfxfer.models.step import StepModel
+from tfxfer.models.loss_terms import places_of, temperature_of, terms_of
+from tfxfer.models.step import StepModel, gathered
 from tfxfer.models.taps import FEATURES, Taps
 from tfxfer.models.teachers import LOGITS, Teacher, Teachers
 from tfxfer.task import SINGLE_LABEL
@@ -42,14 +42,18 @@ class Distiller(StepModel):
     file trains again once it is given `teachers`. `evaluate` is that of the student, on labels.
 
     Labels may be missing: -1 for a class, zeros for one-hot ones, NaN for numbers. Such examples
-    count with a label loss of 0. Metrics that are to leave them out go into `weighted_metrics`.
+    count with a label loss of 0, in `evaluate` too. Metrics that are to leave them out go into
+    `weighted_metrics`. Without a loss in `compile`, `evaluate` tells the metrics alone.
 
-    Under a strategy, losses over the batch, such as `rkd_distance`, are those of the whole batch.
+    Under a strategy, losses over the batch, such as `rkd_distance`, are those of the whole batch,
+    of which each replica must have as many examples: `fit` batches of a multiple of their number,
+    made with `drop_remainder=True`.
 
     Args:
         student: Any Keras model from inputs to logits `[batch, units]`, built.
         teachers: A model or a `Teacher`, or several, from the same inputs; each prepares its inputs
-            itself. May be set later, and count with the weights that they have when they are set.
+            itself. May be set later, and count with the weights that they have when `compile` or
+            `fit` is called.
         losses: Such as `kd(temperature=4)+0.5*hint(student=block2,teacher=conv3)`, the losses of
             `tfxfer.losses`; or a sequence of such terms, and of functions of `(student, teacher)`
             logits `[batch, units]` that return `[batch]`.
@@ -66,8 +70,8 @@ class Distiller(StepModel):
 
     Raises:
         UserError: If there is no such loss, or no layer of a name in student or teachers.
-        ValueError: If a number is out of range, the student is not built, or shares weights with a
-            teacher.
+        ValueError: If a number is out of range, the student is not a model that is built, or shares
+            weights with a teacher, or a teacher has other outputs than the student.
     """
 
     def __init__(
@@ -86,18 +90,20 @@ class Distiller(StepModel):
         super().__init__(**kwargs)
         if not alpha >= 0:
             raise ValueError(f"Expected alpha of at least 0, received {alpha}.")
-        if not student.built:
-            raise ValueError(f"Expected a student that is built, received {student.name!r}.")
+        if not (isinstance(student, keras.Model) and student.built):
+            raise ValueError(
+                f"Expected a student, a Keras model that is built, received {student!r}."
+            )
         self.student, self.task = student, task
         self.terms = terms_of(losses, weights)
-        self._taps = Taps(student, _places(self.terms, "student"), "The student")
+        self._taps = Taps(student, places_of(self.terms, "student"), "The student")
         self._teacher_weights, self._teachers = teacher_weights, lambda: None
         self.alpha = self._number(alpha, "alpha")
         self.loss_weights = [self._number(term.weight, "weight") for term in self.terms]
         self.temperatures = {
             str(i): self._number(value, "temperature")
             for i, term in enumerate(self.terms)
-            if (value := _temperature(term)) is not None
+            if (value := temperature_of(term)) is not None
         }
         self.projectors: list[keras.layers.Layer] = []
         self._projected: list[int] = []
@@ -134,14 +140,11 @@ class Distiller(StepModel):
     def _learn_from(self, teachers: Any) -> None:
         given = teachers if isinstance(teachers, list | tuple) else [teachers]
         members = [each if isinstance(each, Teacher) else Teacher(each) for each in given]
-        own = {id(weight) for weight in self.student.weights}
-        for member in members:
-            if not own.isdisjoint(id(weight) for weight in getattr(member.model, "weights", ())):
-                raise ValueError(
-                    f"Expected a teacher with weights of its own, received {member.name!r}, which "
-                    "shares some with the student: clone it."
-                )
-        found = Teachers(members, self._teacher_weights, self.task, _places(self.terms, "teacher"))
+        found = Teachers(
+            members, self._teacher_weights, self.task, places_of(self.terms, "teacher")
+        )
+        compared = any(isinstance(term, Term) and not term.of_features for term in self.terms)
+        found.check(self.student, same_units=compared)
         for number, term in enumerate(self.terms):
             if term.needs_equal_units and number not in self._projected:
                 units = found.channels[term.teacher or FEATURES]
@@ -150,6 +153,9 @@ class Distiller(StepModel):
         # In a function, so that Keras does not take them for a part of the model.
         self._teachers = lambda: found
         self.train_function = None  # It was traced with the teachers before.
+        self.supports_jit = found.supports_jit
+        if self.compiled and not self.supports_jit:
+            self.jit_compile = False
 
     def _project(self, number: int, units: int | None) -> None:
         """Brings what a loss sees of the student to so many units (Romero et al. 2015, FitNets)."""
@@ -192,11 +198,27 @@ class Distiller(StepModel):
 
     def call(self, inputs: Any, training: bool = False, features: bool = False) -> Any:
         """Computes the output of the student; with `features`, what the losses see too."""
-        if isinstance(inputs, Mapping) and TEACHER in inputs:
-            inputs = inputs[INPUTS]
+        inputs, _ = _apart(inputs)
         if not features:
             return self.student(inputs, training=training)
         return self._taps(inputs, training)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Configures training, of teachers as they are now; see `StepModel`.
+
+        Raises:
+            ValueError: If a number is out of range, or losses over the batch are to be computed in
+                parts under a strategy.
+        """
+        super().compile(*args, **kwargs)
+        relational = [term.name for term in self.terms if term.relational]
+        if relational and self._parts > 1 and self.distribute_strategy.num_replicas_in_sync > 1:
+            raise ValueError(
+                f"Expected gradient_accumulation_steps=1 under a strategy with {relational[0]}, a "
+                f"loss over the batch, received {self._parts}."
+            )
+        if self.teachers is not None:
+            self.teachers.read()
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """Trains as Keras' `fit`; losses with a warm-up begin slowly.
@@ -206,6 +228,8 @@ class Distiller(StepModel):
         """
         if self.teachers is None:
             raise ValueError("Expected teachers to learn from, received none: set `teachers`.")
+        if self.teachers.read():
+            self.train_function = None
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             given = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
             callbacks = [LossSchedule(), *(each for each in given if each is not None)]
@@ -214,13 +238,32 @@ class Distiller(StepModel):
     def test_step(self, data: Any) -> Any:
         """Evaluates the student on labels."""
         logs = super().test_step(data)
-        losses = [each.name for each in self._trackers]
-        return {name: value for name, value in logs.items() if name not in losses}
+        hidden = [each.name for each in self._trackers]
+        hidden += ["loss"] if self.loss is None else []
+        found = {name: value for name, value in logs.items() if name not in hidden}
+        if not found:
+            raise ValueError("Expected a loss or metrics to evaluate, received none in `compile`.")
+        return found
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Computes the label loss and the regularisers; examples without a label weigh nothing."""
+        if self.loss is None and not self.losses:
+            return tf.constant(0.0)
+        y, known = read_labels(y, self.task)
+        weights = known_weights(known, sample_weight)
+        return super().compute_loss(x, y, y_pred, weights, training=training)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Counts the metrics; examples without a label weigh nothing."""
-        y, known = _labels(y, self.task)
-        return super().compute_metrics(x, y, y_pred, _weighed(known, sample_weight))
+        y, known = read_labels(y, self.task)
+        return super().compute_metrics(x, y, y_pred, known_weights(known, sample_weight))
 
     def loss_terms(
         self, inputs: Any, targets: Any, sample_weight: Any = None
@@ -230,7 +273,7 @@ class Distiller(StepModel):
         Args:
             inputs: Of the student; or what `taught` batches give.
             targets: Labels.
-            sample_weight: `[batch]`, if examples weigh differently.
+            sample_weight: `[batch]` or `[batch, 1]`, if examples weigh differently.
 
         Returns:
             Scalars with their weights applied: `labels`, with the regularisers of the student, if
@@ -259,18 +302,17 @@ class Distiller(StepModel):
         """Returns the student's output, the label loss, and the mean of each other loss."""
         answers = self._ask(inputs)
         outputs, features = self(inputs, training=True, features=True)
-        label = None
+        label, weights = None, flat_weights(sample_weight)
         if self.loss is not None or self.losses:
-            y, known = _labels(targets, self.task)
-            ones = tf.ones(tf.shape(outputs)[:1])
-            weight = tf.convert_to_tensor(self.alpha) * _weighed(known, sample_weight, ones)
-            label = self.compute_loss(inputs, y, outputs, weight, training=True)
+            ones = tf.ones(tf.shape(outputs)[:1]) if weights is None else weights
+            alphas = tf.convert_to_tensor(self.alpha) * ones
+            label = self.compute_loss(inputs, targets, outputs, alphas, training=True)
         means = []
         for number, term in enumerate(self.terms):
             value = self._distilled(number, term, outputs, features, answers, targets)
-            if sample_weight is not None:
-                weights = _gathered(sample_weight) if term.relational else sample_weight
-                value = value * tf.cast(weights, value.dtype)
+            if weights is not None:
+                every = gathered(weights) if term.relational else weights
+                value = value * tf.cast(every, value.dtype)
             means.append(tf.cast(tf.reduce_mean(value), tf.float32))
         return outputs, label, means
 
@@ -279,9 +321,8 @@ class Distiller(StepModel):
         teachers = self.teachers
         if teachers is None:
             raise ValueError("Expected teachers to learn from, received none: set `teachers`.")
-        if isinstance(inputs, Mapping) and TEACHER in inputs:
-            return teachers.unpacked(inputs[TEACHER], inputs[INPUTS])
-        return teachers(inputs)
+        inputs, told = _apart(inputs)
+        return teachers(inputs) if told is None else teachers.unpacked(told, inputs)
 
     def _distilled(
         self,
@@ -303,9 +344,9 @@ class Distiller(StepModel):
         if str(number) in self.temperatures:
             options["temperature"] = tf.convert_to_tensor(self.temperatures[str(number)])
         if term.needs_labels:
-            options["y_true"] = targets
+            options["y_true"] = labels_for_losses(targets, self.task)
         if term.relational:
-            student, teacher = _gathered(student), _gathered(teacher)
+            student, teacher = gathered(student), gathered(teacher)
         return term.function(student, teacher, **options)
 
     def get_config(self) -> dict[str, Any]:
@@ -332,52 +373,8 @@ class Distiller(StepModel):
         return cls(**{**config, "student": student})
 
 
-def _temperature(term: Any) -> float | None:
-    """Returns the temperature of a loss, given or usual; `None` if it has none."""
-    parameter = inspect.signature(term.function).parameters.get("temperature")
-    return None if parameter is None else term.options.get("temperature", parameter.default)
-
-
-def _places(terms: Sequence[Any], side: str) -> set[str]:
-    """Names the layers that losses see of the student, or of the teachers."""
-    return {getattr(term, side) or FEATURES for term in terms if term.of_features}
-
-
-def _labels(targets: Any, task: str) -> tuple[Any, tf.Tensor | None]:
-    """Puts a harmless value where a label is missing, and tells where one is, bool `[batch]`."""
-    if not tf.is_tensor(targets) or targets.shape.rank not in (1, 2):
-        return targets, None
-    if targets.dtype.is_integer:
-        known = tf.reshape(targets, [tf.shape(targets)[0], -1])[:, 0] >= 0
-        return tf.maximum(targets, 0), known
-    missing = tf.math.is_nan(targets)
-    known = ~tf.reduce_any(tf.reshape(missing, [tf.shape(targets)[0], -1]), axis=-1)
-    if task == SINGLE_LABEL and targets.shape.rank == 2 and targets.shape[-1] != 1:
-        known &= tf.reduce_any(targets > 0, axis=-1)
-    return tf.where(missing, tf.zeros_like(targets), targets), known
-
-
-def _weighed(known: tf.Tensor | None, sample_weight: Any, otherwise: Any = None) -> Any:
-    """Takes the weight of examples without a label away."""
-    weight = otherwise if sample_weight is None else tf.cast(sample_weight, tf.float32)
-    if known is None:
-        return weight
-    known = tf.cast(known, tf.float32)
-    return known if weight is None else known * weight
-
-
-def _gathered(value: Any) -> tf.Tensor:
-    """Puts the shares of all replicas together, which are as large; gradients find their way back.
-
-    As a sum of shares that are each in their own place: `all_gather` and sums of gradients in one
-    process can take each other's keys (`Collective instance ... expected type`).
-    """
-    context: Any = tf.distribute.get_replica_context()
-    replicas = context.num_replicas_in_sync
-    if replicas == 1:
-        return value
-    place = tf.one_hot(context.replica_id_in_sync_group, replicas, dtype=tf.float32)
-    value = tf.cast(value, tf.float32)
-    apart = tf.reshape(place, [-1, *[1] * value.shape.rank]) * value[None]
-    together = context.all_reduce(tf.distribute.ReduceOp.SUM, apart)
-    return tf.reshape(together, [-1, *value.shape[1:]])
+def _apart(inputs: Any) -> tuple[Any, tf.Tensor | None]:
+    """Takes inputs and what the teachers say of them apart; `None` if they are yet to be asked."""
+    if isinstance(inputs, Mapping) and set(inputs) == {INPUTS, TEACHER}:
+        return inputs[INPUTS], inputs[TEACHER]
+    return inputs, None

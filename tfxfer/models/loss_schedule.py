@@ -1,6 +1,6 @@
 """Weights and temperatures of a `Distiller` that change as it trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -15,6 +15,10 @@ class LossSchedule(keras.callbacks.Callback):
         alpha: The weight of the label loss by epoch, from 0; stays as it is if `None`.
         weights: The same for losses, by their number, from 0.
         temperatures: The same for their temperatures.
+
+    Raises:
+        ValueError: As training begins, if the distiller has no loss of such a number, or one that
+            has no temperature.
     """
 
     def __init__(
@@ -26,6 +30,13 @@ class LossSchedule(keras.callbacks.Callback):
         super().__init__()
         self._alpha, self._weights = alpha, dict(weights or {})
         self._temperatures = dict(temperatures or {})
+
+    def on_train_begin(self, logs=None):
+        """Looks whether what is to change is there."""
+        distiller: Any = self.model
+        with_temperature = [int(number) for number in distiller.temperatures]
+        _check_numbers(self._weights, range(len(distiller.terms)), "losses")
+        _check_numbers(self._temperatures, with_temperature, "losses with a temperature")
 
     def on_epoch_begin(self, epoch, logs=None):
         """Sets what follows a schedule."""
@@ -40,3 +51,8 @@ class LossSchedule(keras.callbacks.Callback):
             distiller.temperatures[str(number)].assign(temperature(epoch))
         if self._alpha is not None:
             distiller.alpha.assign(self._alpha(epoch))
+
+
+def _check_numbers(given: Collection[int], known: Collection[int], what: str) -> None:
+    if unknown := [number for number in given if number not in known]:
+        raise ValueError(f"Expected numbers of {what}, of {list(known)}, received {unknown}.")

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfxfer.losses.terms import Term, parse_losses
+from tfxfer.models.taps import FEATURES
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ def terms_of(losses: Any, weights: Sequence[float] | None) -> tuple[Any, ...]:
         UserError: If a text names no loss.
         ValueError: If there is none, or not a weight for each.
     """
-    given = [losses] if isinstance(losses, str | Term) or callable(losses) else losses
+    if isinstance(losses, str | Term | OwnTerm) or callable(losses):
+        losses = [losses]
     terms: list[Any] = []
-    for each in given:
+    for each in losses:
         if isinstance(each, str):
             terms += parse_losses(each)
         else:
-            terms.append(each if isinstance(each, Term) else OwnTerm(each))
+            terms.append(each if isinstance(each, Term | OwnTerm) else OwnTerm(each))
     if not terms:
         raise ValueError("Expected a loss at least, received none.")
     if weights is None:
@@ -63,3 +65,14 @@ def terms_of(losses: Any, weights: Sequence[float] | None) -> tuple[Any, ...]:
     if len(weights) != len(terms):
         raise ValueError(f"Expected {len(terms)} weights, received {len(weights)}.")
     return tuple(replace(term, weight=w) for term, w in zip(terms, weights, strict=True))
+
+
+def temperature_of(term: Any) -> float | None:
+    """Returns the temperature of a loss, given or usual; `None` if it has none."""
+    parameter = inspect.signature(term.function).parameters.get("temperature")
+    return None if parameter is None else term.options.get("temperature", parameter.default)
+
+
+def places_of(terms: Sequence[Any], side: str) -> set[str]:
+    """Names the layers that losses see of the `student`, or of the `teacher`."""
+    return {getattr(term, side) or FEATURES for term in terms if term.of_features}

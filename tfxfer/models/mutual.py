@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfxfer.losses import kd
+from tfxfer.models.labels import flat_weights
 from tfxfer.models.step import StepModel
 
 
@@ -30,7 +31,8 @@ class MutualLearner(StepModel):
         **kwargs: As for every `keras.Model`.
 
     Raises:
-        ValueError: If there are fewer than two students, some share weights, or one is not built.
+        ValueError: If these are not two students or more in a list, each built, with weights of
+            its own.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class MutualLearner(StepModel):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if not isinstance(students, Sequence):
+            raise ValueError(f"Expected a list of students, received {students!r}.")
         if len(students) < 2:
             raise ValueError(f"Expected two students at least, received {len(students)}.")
         if not weight >= 0:
@@ -63,6 +67,7 @@ class MutualLearner(StepModel):
         """Runs each student once, and adds up their losses of this replica's share."""
         logits = [student(inputs, training=True) for student in self.students]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        weights = flat_weights(sample_weight)
         # Keras adds the regularisers of all students with each label loss.
         extra = sum((tf.convert_to_tensor(each) for each in self.losses), tf.constant(0.0))
         loss = -(len(logits) - 1) * extra / replicas
@@ -71,8 +76,8 @@ class MutualLearner(StepModel):
             for j, other in enumerate(logits):
                 if i != j:
                     value = kd(own, other, temperature=self.temperature)
-                    if sample_weight is not None:
-                        value = value * tf.cast(sample_weight, value.dtype)
+                    if weights is not None:
+                        value = value * tf.cast(weights, value.dtype)
                     share = self.weight / (len(logits) - 1) / replicas
                     loss += share * tf.cast(tf.reduce_mean(value), tf.float32)
         return _together(logits), loss

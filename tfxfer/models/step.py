@@ -16,8 +16,9 @@ class StepModel(keras.Model):
 
     - `gradient_accumulation_steps`: parts that each batch is computed in, one after the other, so
       that memory is that of a part. The step is that of the whole batch, but for batch
-      normalization, which goes by the part. Unlike the argument of Keras' optimizers of that name
-      it works under `MirroredStrategy`, and nothing is left over at the end of an epoch.
+      normalization and losses over the batch, which go by the part. Unlike the argument of Keras'
+      optimizers of that name it works under `MirroredStrategy`, though not with losses over the
+      batch of all replicas, and nothing is left over at the end of an epoch.
     - `global_clipnorm`: most norm of the gradient over all weights together, taken after the
       gradients of all replicas are summed; Keras' optimizers clip each replica's own.
     - `l2_sp` and `toward`: adds `l2_sp / 2 * |w - start|^2` to what is made small, for each
@@ -188,3 +189,20 @@ def _pulled(
         away = away - start
     pull = tf.cast(strength, away.dtype) * away
     return pull if gradient is None else tf.convert_to_tensor(gradient) + pull
+
+
+def gathered(value: Any) -> tf.Tensor:
+    """Puts the shares of all replicas together, all of one size; gradients find their way back.
+
+    As a sum of shares that are each in their own place: `all_gather` and sums of gradients in one
+    process can take each other's keys (`Collective instance ... expected type`).
+    """
+    context: Any = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
+        return value
+    place = tf.one_hot(context.replica_id_in_sync_group, replicas, dtype=tf.float32)
+    value = tf.cast(value, tf.float32)
+    apart = tf.reshape(place, [-1, *[1] * value.shape.rank]) * value[None]
+    together = context.all_reduce(tf.distribute.ReduceOp.SUM, apart)
+    return tf.reshape(together, [-1, *value.shape[1:]])

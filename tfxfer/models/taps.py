@@ -1,7 +1,7 @@
 """What layers of a model return, by name, in the same pass as its output."""
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -15,19 +15,25 @@ FEATURES, MAPS = "features", "maps"
 """What a backbone returns, `[batch, units]`, and the same before it is averaged over places."""
 
 
+class AmbiguousName(UserError):
+    """Several layers have a name."""
+
+
 class Taps:
     """A model that also gives what some of its layers return.
 
     Args:
         model: A model on a backbone, or a functional or Sequential one; or, if no names are wanted,
             anything that is called with inputs and `training`.
-        names: Of layers, those of models within models too. Of a model on a backbone also of its
-            stages, whose last output it then is, `features` and `maps`. Of another model `features`
-            is what goes into its last layer with weights.
+        names: Of layers; those of models within models too, as `outer/inner` or, where one layer
+            alone has it, as `inner`. Of a model on a backbone also of its stages, whose last output
+            it then is, `features` and `maps`. Of another model `features` is what goes into its
+            last layer with weights.
         source: What the model is called in messages.
 
     Raises:
-        UserError: If there is no layer of a name, or the model does not show its layers.
+        UserError: If there is no layer of a name, or several are, or the model does not show its
+            layers.
     """
 
     def __init__(self, model: Any, names: Collection[str] = (), source: str = "the model"):
@@ -49,7 +55,7 @@ class Taps:
                 f"{source} does not show its layers, and is asked for {wanted[0]!r}",
                 f"Ask for {' or '.join(own)}." if own else "Give a functional or Sequential model.",
             )
-        known = {layer.name: layer for layer in _layers(graph)}
+        known = dict(_paths(graph))
         if isinstance(self._backbone, KerasBackbone):
             known |= _stage_ends(self._backbone, graph)
         if self._backbone is None and FEATURES in wanted:
@@ -57,14 +63,9 @@ class Taps:
             last = self._last = _last_with_weights(graph, source)
             self.channels[FEATURES] = last.input.shape[-1]
         for name in wanted:
-            if name not in known:
-                told = [*own, *known]
-                near = difflib.get_close_matches(name, told, n=3, cutoff=0.5) or told[-8:]
-                raise UserError(
-                    f"{source} has no layer or stage {name!r}", f"Did you mean {', '.join(near)}?"
-                )
-            self._names.setdefault(id(known[name]), []).append(name)
-            self.channels[name] = _shape(known[name])[-1]
+            layer = _named(name, known, own, source)
+            self._names.setdefault(id(layer), []).append(name)
+            self.channels[name] = _shape(layer)[-1]
 
     def __call__(self, inputs: Any, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Runs the model once.
@@ -140,15 +141,39 @@ def _graph(model: Any) -> Any:
     return model if isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth") else None
 
 
-def _layers(graph: Any) -> Iterator[keras.layers.Layer]:
-    """Gives layers in the order in which they run, those of a model within ahead of itself."""
+def _named(
+    name: str, known: Mapping[str, keras.layers.Layer], own: Collection[str], source: str
+) -> keras.layers.Layer:
+    """Finds a layer by its path or the end of it."""
+    ends = [path for path in known if path.endswith(f"/{name}")]
+    paths = [name] if name in known else ends
+    if len({id(known[path]) for path in paths}) > 1:
+        raise AmbiguousName(
+            f"{source} has several layers {name!r}", f"Choose one of {', '.join(paths)}."
+        )
+    if not paths:
+        told = [*own, *known, *(path.split("/")[-1] for path in known)]
+        near = difflib.get_close_matches(name, dict.fromkeys(told), n=3, cutoff=0.5)
+        raise UserError(
+            f"{source} has no layer or stage {name!r}",
+            f"Did you mean {', '.join(near or [*own, *known][-8:])}?",
+        )
+    return known[paths[0]]
+
+
+def _paths(graph: Any, within: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Gives layers by path, in the order in which they run, those within a model ahead of it."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         for node in graph._nodes_by_depth[depth]:
             layer = node.operation
             if isinstance(layer, keras.layers.Layer) and not node.is_input:
                 if (inner := _graph(layer)) is not None:
-                    yield from _layers(inner)
-                yield layer
+                    yield from _paths(inner, f"{within}{layer.name}/")
+                yield within + layer.name, layer
+
+
+def _layers(graph: Any) -> list[keras.layers.Layer]:
+    return [layer for _, layer in _paths(graph)]
 
 
 def _leaves(graph: Any) -> list[keras.layers.Layer]:

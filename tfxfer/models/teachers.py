@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfxfer.backbones.constants import Constants
 from tfxfer.errors import UserError
 from tfxfer.models.base import BackboneModel
-from tfxfer.models.taps import Taps
+from tfxfer.models.taps import AmbiguousName, Taps
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 LOGITS, SOFTMAX, SIGMOID = "logits", "softmax", "sigmoid"
@@ -32,8 +32,12 @@ class Teacher:
             all of them, in their order, if `None`.
         name: What it is called in messages.
 
+    Attributes:
+        units: How many outputs the student gets to see; `None` if the model does not tell.
+
     Raises:
-        ValueError: If `outputs` is none of these.
+        ValueError: If the model cannot be called, `outputs` is none of these, or there is no such
+            column.
     """
 
     def __init__(
@@ -43,17 +47,27 @@ class Teacher:
         columns: Sequence[int] | None = None,
         name: str = "the teacher",
     ):
+        if not callable(model):
+            raise ValueError(
+                f"Expected a model to learn from, received {model!r}: load it first, a .keras file "
+                "with tfxfer.load_model."
+            )
         if outputs not in ("", LOGITS, SOFTMAX, SIGMOID):
             raise ValueError(f"Expected logits, softmax or sigmoid, received {outputs!r}.")
         self.model, self.name = model, name
         self.outputs = outputs or _last_activation(model)
         self.columns = None if columns is None else tuple(columns)
+        units = units_of(model)
+        if self.columns is not None:
+            _check_columns(self.columns, units)
+        self.units = units if self.columns is None else len(self.columns)
 
     def logits(self, outputs: tf.Tensor) -> tf.Tensor:
         """Makes logits of the student's classes of what the model returned, at least float32."""
         if outputs.dtype != tf.float64:
             outputs = tf.cast(outputs, tf.float32)
         if self.columns is not None:
+            _check_columns(self.columns, outputs.shape[-1])
             outputs = tf.gather(outputs, self.columns, axis=-1)
         if self.outputs == LOGITS:
             return outputs
@@ -66,6 +80,8 @@ class Teacher:
 
 class Teachers:
     """One teacher or several, asked once a batch, with the weights that they have now.
+
+    Graphs that are traced keep these weights as constants; see `read`.
 
     Several are averaged in the space of probabilities (Hinton et al. 2015, section 1), those of a
     regression in that of its numbers.
@@ -106,6 +122,44 @@ class Teachers:
         self.channels: Mapping[str, int | None] = {
             name: taps.channels[name] for taps in self._taps for name in taps.channels
         }
+
+    def read(self) -> bool:
+        """Reads the weights again, for graphs that are traced from now on.
+
+        Returns:
+            Whether some have changed since.
+        """
+        return self._constants.read()
+
+    @property
+    def supports_jit(self) -> bool:
+        """Whether XLA can compile all of them, as far as they tell."""
+        models: list[Any] = [each.model for each in self.teachers]
+        layers = [each for each in models if isinstance(each, keras.layers.Layer)]
+        return all(inner.supports_jit for each in layers for inner in each._flatten_layers())
+
+    def check(self, student: keras.Model, same_units: bool) -> None:
+        """Looks whether a student can learn from them.
+
+        Args:
+            student: Any Keras model, built.
+            same_units: Whether their outputs are compared, one by one.
+
+        Raises:
+            ValueError: If it shares weights with one, or one has more outputs or fewer.
+        """
+        own, units = {id(weight) for weight in student.weights}, units_of(student)
+        for teacher in self.teachers:
+            if not own.isdisjoint(id(weight) for weight in getattr(teacher.model, "weights", ())):
+                raise ValueError(
+                    f"Expected a teacher with weights of its own, received {teacher.name!r}, which "
+                    "shares some with the student: clone it."
+                )
+            if same_units and None not in (units, teacher.units) and units != teacher.units:
+                raise ValueError(
+                    f"Expected a teacher of {units} outputs, as the student has, received "
+                    f"{teacher.units} of {teacher.name!r}: choose its `columns`."
+                )
 
     def _find(self, names: set[str]) -> list[Taps]:
         """Gives each name to the first teacher that has it; the last one says what is lacking."""
@@ -165,18 +219,20 @@ class Teachers:
         ]
         return tf.concat(flat, axis=-1)
 
-    def unpacked(self, packed: tf.Tensor, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+    def unpacked(self, packed: tf.Tensor, inputs: Any) -> dict[str, tf.Tensor]:
         """Takes apart what `packed` put together.
 
         Args:
             packed: `[batch, numbers]`.
-            inputs: What it was computed from; only their shape matters.
+            inputs: What it was computed from; only their shapes matter.
         """
         if not self.names:
             return {LOGITS: packed}
         with tf.init_scope():  # Shapes alone: nothing runs.
-            spec = tf.TensorSpec([None, *inputs.shape[1:]], inputs.dtype)
-            traced: Any = tf.function(self.__call__).get_concrete_function(spec)
+            specs = tf.nest.map_structure(
+                lambda each: tf.TensorSpec([None, *each.shape[1:]], each.dtype), inputs
+            )
+            traced: Any = tf.function(self.__call__, autograph=False).get_concrete_function(specs)
         shapes = {name: each.shape[1:] for name, each in traced.structured_outputs.items()}
         # As `packed` orders them; a function that is traced sorts its answers by name.
         sizes = [math.prod(shapes[name]) for name in (LOGITS, *self.names)]
@@ -190,9 +246,25 @@ class Teachers:
 def _has(teacher: Teacher, name: str) -> bool:
     try:
         Taps(teacher.model, [name], teacher.name)
+    except AmbiguousName:
+        return True  # Which is told when it is taken.
     except UserError:
         return False
     return True
+
+
+def _check_columns(columns: tuple[int, ...], units: int | None) -> None:
+    if not columns or min(columns) < 0 or (units is not None and max(columns) >= units):
+        below = "" if units is None else f" and below {units}"
+        raise ValueError(f"Expected columns of at least 0{below}, received {list(columns)}.")
+
+
+def units_of(model: Any) -> int | None:
+    """Returns how many outputs a model has; `None` if it does not tell."""
+    if isinstance(model, BackboneModel):
+        return model.head.compute_output_shape((None, model.backbone.units))[-1]
+    shape = getattr(model, "output_shape", None) if getattr(model, "built", False) else None
+    return shape[-1] if isinstance(shape, tuple) and shape else None
 
 
 def _last_activation(model: Any) -> str:

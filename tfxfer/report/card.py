@@ -34,7 +34,6 @@ _MEANINGS = {
     "KL": "mean divergence of the student's probabilities from the teacher's, in nats; 0 if equal",
     "MSE to teacher": "mean squared difference of the student's numbers from the teacher's",
 }
-_INTERVALS = "95% intervals: (low to high) over test examples, ± half the width over seeds"
 _OUTCOMES = {
     HELPED: "distillation made this student better",
     NO_EVIDENCE: "nothing is shown either way",
@@ -58,7 +57,7 @@ def card_table(card: TransferCard) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*row)
-    table.caption, table.caption_justify = _INTERVALS, "left"
+    table.caption, table.caption_justify = _intervals(card), "left"
     return table
 
 
@@ -70,7 +69,7 @@ def card_lines(card: TransferCard) -> Iterator[str]:
     yield f"          {_saved(card)}"
     yield f"verdict   {verdict_words(card.verdict, _headline(card))}"
     yield f"          last epoch {verdict_words(card.verdict_last, _headline(card))}"
-    for note in _notes(card):
+    for note in card_notes(card):
         yield f"note      {note}"
 
 
@@ -99,14 +98,26 @@ def card_markdown(card: TransferCard) -> str:
         f"{_sentence(_saved(card))}.",
         "## What the figures say",
         "\n".join(f"- **{name}**: {_MEANINGS[name]}." for name in rows[0][1:]),
-        f"{_sentence(_INTERVALS)}.",
-        _verdict_meaning(card.verdict),
+        f"{_sentence(_intervals(card))}.",
+        _verdict_meaning(card),
         "Size is that of the weights in memory. A multiplication with its addition counts as two "
         "FLOPs. Time is the median of single images on this machine.",
     ]
-    if notes := _notes(card):
+    if notes := card_notes(card):
         parts += ["## Notes", "\n".join(f"- {_sentence(note)}." for note in notes)]
     return "\n\n".join(parts) + "\n"
+
+
+def card_notes(card: TransferCard) -> tuple[str, ...]:
+    """Says what a reader of the verdict must know beside it, a line each.
+
+    Args:
+        card: The card, with costs.
+
+    Returns:
+        What its figures show, and then its own notes.
+    """
+    return (*_limits(card), *_surprises(card), *card.notes)
 
 
 def verdict_words(verdict: Verdict, figure: str) -> str:
@@ -119,7 +130,8 @@ def verdict_words(verdict: Verdict, figure: str) -> str:
     over = f"over {counted(verdict.count, verdict.by.removesuffix('s'))}"
     interval = "no interval"
     if verdict.interval:
-        low, high = (_number(end, figure, "+") for end in verdict.interval)
+        bound = np.inf if figure == _RMSE else 1.0  # Student's t knows no bounds.
+        low, high = (_number(end, figure, "+") for end in np.clip(verdict.interval, -bound, bound))
         interval = f"95% interval {low} to {high}"
     difference = _number(verdict.difference, figure, "+")
     return f"{verdict.word}: {figure} {difference} ({interval}, {over})"
@@ -169,14 +181,22 @@ def _headline(card: TransferCard) -> str:
 
 
 def _spread(scores: Sequence[ModelScores]) -> str:
-    """Says the headline figure with its 95% interval, over examples or over seeds."""
-    evaluation = scores[0].evaluation
-    figure = HEADLINE[type(evaluation)]
-    if interval := mean_interval([each.headline for each in scores]):
-        low, high = interval
-        return f"{_number((low + high) / 2, figure)} ± {_number((high - low) / 2, figure)}"
-    low, high = (_number(end, figure) for end in getattr(evaluation, f"{figure}_interval"))
-    return f"{_number(scores[0].headline, figure)} ({low} to {high})"
+    """Says the mean headline figure with the wider 95% interval, over examples or over seeds."""
+    figure = HEADLINE[type(scores[0].evaluation)]
+    figures = [each.headline for each in scores]
+    ends = [getattr(each.evaluation, f"{figure}_interval") for each in scores]
+    interval = np.mean(ends, axis=0)
+    over_seeds = mean_interval(figures)
+    if over_seeds and np.ptp(over_seeds) > np.ptp(interval):
+        interval = np.clip(over_seeds, 0, np.inf if figure == _RMSE else 1)
+    low, high = (_number(end, figure) for end in interval)
+    around = f" ({low} to {high})" if low != high else ""  # One point would look certain.
+    return f"{_mean(figures, figure)}{around}"
+
+
+def _intervals(card: TransferCard) -> str:
+    students = "; of students over seeds, if that is wider" if card.distilled.best[1:] else ""
+    return f"95% intervals (low to high) over test examples{students}"
 
 
 def _mean(values: Sequence[float | None], figure: str) -> str:
@@ -229,28 +249,61 @@ def _saved(card: TransferCard) -> str:
     return f"the student against the teacher: {', '.join(shares)}"
 
 
-def _notes(card: TransferCard) -> tuple[str, ...]:
-    """Adds to the card's own notes that there was little to learn of the teacher, if so."""
+def _limits(card: TransferCard) -> Iterator[str]:
+    """Says why the verdict may not hold elsewhere."""
+    arms, seeds = (card.distilled, card.alone), len(card.distilled.best)
+    if seeds == 1:
+        yield "one seed says nothing of others, with which the verdict may be another; see --seeds"
+    if chance := [arm.name for arm in arms if arm.at_chance]:
+        yield f"no better than chance on the test examples: students of {' and of '.join(chance)}"
+    if any(arm.unfinished == seeds for arm in arms):
+        counts = ", ".join(f"{arm.unfinished} of {seeds} {arm.name}" for arm in arms)
+        yield (
+            "training may have been too short: the last epoch was the best on validation for "
+            f"{counts}; more --epochs may change the verdict"
+        )
+
+
+def _surprises(card: TransferCard) -> Iterator[str]:
+    """Says what one would not expect of a teacher and its student."""
+    figure = _headline(card)
+    teacher, student = card.costs["teacher"].parameters, card.costs["student"].parameters
+    if student > teacher > 0:
+        yield f"the student is larger than the teacher: {student:,} parameters, not {teacher:,}"
     alone = float(np.mean([each.headline for each in card.alone.best]))
     ahead = card.teacher.headline - alone
-    figure = _headline(card)
-    if (ahead < 0) if figure == _RMSE else (ahead > 0):
-        return card.notes
-    behind = (
-        f"the teacher ({figure} {_number(card.teacher.headline, figure)}) is no better than the "
-        f"student of labels alone ({_number(alone, figure)})"
-    )
-    return behind, *card.notes
+    if (ahead >= 0) if figure == _RMSE else (ahead <= 0):
+        yield (
+            f"the teacher ({figure} {_number(card.teacher.headline, figure)}) is no better than "
+            f"the student of labels alone ({_number(alone, figure)})"
+        )
+    if card.verdict.word == HELPED and (worse := _worse_probabilities(card)):
+        yield f"{figure} is better, and probabilities are worse than of labels alone: {worse}"
 
 
-def _verdict_meaning(verdict: Verdict) -> str:
-    paired = (
-        "of the differences between students of the same seed; all are tested on the same examples"
-        if verdict.by == "seeds"
-        else "of the differences on the same test examples; another seed may come out otherwise"
-    )
-    outcome = f"{verdict.word}: {_OUTCOMES[verdict.word]}."
-    return f"The verdict goes by Student's t interval {paired}. {outcome}"
+def _worse_probabilities(card: TransferCard) -> str:
+    """Says which measures of probabilities got worse, such as `NLL 0.5, not 0.4`."""
+    worse = []
+    for name, field in (("NLL", "nll"), ("ECE", "calibration_error")):
+        distilled, alone = (
+            [getattr(each, field) for each in arm.best] for arm in (card.distilled, card.alone)
+        )
+        if None not in distilled and np.mean(distilled) > np.mean(alone):
+            worse.append(f"{name} {np.mean(distilled):.4f}, not {np.mean(alone):.4f}")
+    return ", ".join(worse)
+
+
+def _verdict_meaning(card: TransferCard) -> str:
+    """Says how the verdict came about."""
+    seeds = "of the differences between students of the same seed"
+    examples = "of the differences on the same test examples"
+    paired = f"{examples}; another seed may come out otherwise"
+    if card.distilled.best[1:]:
+        by_seeds = card.verdict.by == "seeds"
+        wide, other = (seeds, "test examples") if by_seeds else (examples, "seeds")
+        paired = f"{wide}, which is wider than that over {other}"
+    word = card.verdict.word
+    return f"The verdict goes by the 95% interval {paired}. {word}: {_OUTCOMES[word]}."
 
 
 def _sentence(words: str) -> str:

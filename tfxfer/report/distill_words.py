@@ -11,7 +11,14 @@ from tfxfer.report.data_words import counted, part_lines
 
 
 def start_lines(
-    config: RunConfig, data: ReadyData, student: Backbone, rest: Part | None, device: str
+    config: RunConfig,
+    data: ReadyData,
+    student: Backbone,
+    rest: Part | None,
+    loss: str,
+    steps: int,
+    epochs: int,
+    device: str,
 ) -> Iterator[str]:
     """Says what is about to run.
 
@@ -20,6 +27,9 @@ def start_lines(
         data: What is learned from.
         student: The backbone of the student.
         rest: Examples without labels, if there are some.
+        loss: What is learned of the teacher.
+        steps: Batches in an epoch.
+        epochs: Of each student.
         device: In words.
     """
     yield f"tfxfer {config.mode}, seed {config.seed}"
@@ -37,7 +47,11 @@ def start_lines(
         f"{counted(len(student.stages), 'stage')}, images {student.contract}"
     )
     alone = counted(config.seeds, "seed")
-    yield f"loss      {config.loss}, alpha {config.alpha:g}; {alone}, each beside labels alone"
+    yield f"loss      {loss}, and {config.alpha:g} times that on labels"
+    yield (
+        f"training  {counted(epochs, 'epoch')} of {counted(steps, 'step')}; {alone}, each beside "
+        "labels alone"
+    )
     yield f"device    {device}"
 
 

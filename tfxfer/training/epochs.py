@@ -94,7 +94,7 @@ class Epochs:
         """
         replica = self.model.train_step
         if self.jit:
-            replica = tf.function(replica, jit_compile=True, reduce_retracing=True)
+            replica = tf.function(replica, jit_compile=True, reduce_retracing=True, autograph=False)
 
         def step(batch):
             strategy.run(replica, (batch,))
@@ -102,7 +102,8 @@ class Epochs:
                 self.average.update()
 
         batches = shared(self.data.train.epochs(self.first), strategy)
-        return tf.function(step).get_concrete_function(batches.element_spec)
+        # As in Keras' own loop, no step is converted: that takes longer than to trace it.
+        return tf.function(step, autograph=False).get_concrete_function(batches.element_spec)
 
     def run(
         self,

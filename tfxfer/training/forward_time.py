@@ -26,7 +26,7 @@ def forward_seconds(backbone: Backbone, batch_size: int) -> float:
     shape = (batch_size, *(backbone.contract.size or _ANY_SIZE), backbone.contract.channels)
     images = tf.constant(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     # Not `infer`, whose traces would become more general, as these images may have other channels.
-    run = tf.function(lambda batch: backbone(batch, training=False))
+    run = tf.function(lambda batch: backbone(batch, training=False), autograph=False)
     run(images).numpy()
     seconds = []
     for _ in range(_RUNS):

@@ -44,7 +44,7 @@ def relative_gradient_norms(
     }
     weights = [weight for pairs in learned.values() for weight, _ in pairs]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def gradient_norms(inputs, targets, sample_weight):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for weight in weights:

@@ -140,7 +140,7 @@ def _losses(
             model.reset_metrics()  # The loss that `train_step` returns is the mean since then.
             return model.train_step(batch)["loss"]
 
-        replica = tf.function(loss, jit_compile=True, reduce_retracing=True)
+        replica = tf.function(loss, jit_compile=True, reduce_retracing=True, autograph=False)
         replica = replica if settings.jit else loss
 
         def step(batch):
@@ -148,7 +148,7 @@ def _losses(
             return strategy.reduce(tf.distribute.ReduceOp.MEAN, losses, axis=None)
 
         batches = shared(data.epochs(), strategy)
-        step = tf.function(step).get_concrete_function(batches.element_spec)
+        step = tf.function(step, autograph=False).get_concrete_function(batches.element_spec)
     for rate, batch in zip(rates, batches, strict=False):
         optimizer.factor.assign(rate)
         yield float(step(batch))
