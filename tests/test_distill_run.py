@@ -65,9 +65,11 @@ def distil(networks, of_gratings, tmp_path):
     def run(source: Any = None, teacher: Any = True, name="run", **settings) -> Any:
         if teacher is True:
             teacher = tmp_path / "teacher"
-            if source is None and not teacher.exists():
+            if teacher.exists():
+                pass
+            elif source is None:
                 shutil.copytree(of_gratings, teacher)
-            elif not teacher.exists():
+            else:
                 tfxfer.extract(source, backbone=networks["32"], workdir=str(teacher))
         source = source or gratings()
         usual = {} if teacher else {"backbone": networks["32"]}
@@ -295,9 +297,8 @@ def test_a_loss_is_missed_before_the_teacher_is_fine_tuned(distil, tmp_path):
 
 def test_self_is_of_the_kind_of_the_teacher(distil, networks, tmp_path):
     distil(name="first", student=networks["6"], epochs=1)
-    settings = {"mode": "distill", "student": "self"}
     for teacher, backbone in (("first", networks["6"]), ("teacher", networks["32"])):
-        config = RunConfig(**settings, teacher=str(tmp_path / teacher))
+        config = RunConfig(mode="distill", teacher=str(tmp_path / teacher), student="self")
         assert with_own_kind(config).backbone == backbone
     network(4).save(tmp_path / "whole.keras")
     with pytest.raises(UserError, match="one teacher that is a run"):
@@ -378,6 +379,13 @@ def test_mistakes_are_told_before_anything_is_trained(settings, message, distil,
         distil(dry_run=True, **settings)
     assert "\n" not in str(told.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_text_also_in_python(distil, tmp_path):
+    with pytest.raises(UserError, match=r"must be str, not Sequential.*path of its file"):
+        tfxfer.distill(gratings(), teacher=network(4))
+    distil(dry_run=True)
+    assert tfxfer.distill(gratings(), teacher=tmp_path / "teacher", dry_run=True) is None
 
 
 def test_settings_of_distillation_are_for_that_mode_alone():

@@ -177,7 +177,7 @@ def test_the_last_layer_tells_what_is_returned(tmp_path, colour, end, outputs):
     teacher = load_teacher(str(tmp_path / "whole.keras"), TASK)
     assert teacher.outputs == outputs
     expected = network(tf.cast(colour, tf.float32) / 255)
-    found = teacher.model(colour, training=False)
+    found: Any = teacher.model(colour, training=False)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert load_teacher(f"{tmp_path / 'whole.keras'}(outputs=logits)", TASK).outputs == "logits"
 

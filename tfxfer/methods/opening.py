@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import numbers
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -139,11 +141,29 @@ def config_for(mode: str, source: DataSource, settings: Mapping[str, Any]) -> Ru
             f"{mode} takes an opened dataset and has no setting {others[0]!r}",
             "Give it to open_dataset, or leave it out.",
         )
-    known = [field.name for field in dataclasses.fields(RunConfig)]
+    known = {field.name: type(field.default) for field in dataclasses.fields(RunConfig)}
     if unknown := sorted(set(settings) - set(known)):
         near = difflib.get_close_matches(unknown[0], known, n=1)
         raise UserError(
             f"{mode} has no setting {unknown[0]!r}",
             f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}.",
         )
-    return RunConfig(**settings, mode=mode, dataset=source.info.name)
+    given = {name: _as_given(name, value, known[name]) for name, value in settings.items()}
+    return RunConfig(**given, mode=mode, dataset=source.info.name)
+
+
+def _as_given(name: str, value: Any, kind: type) -> Any:
+    """Checks the type of a setting; paths and whole numbers are taken for text and floats."""
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if not isinstance(value, kind):
+        model = isinstance(value, keras.Model)
+        raise UserError(
+            f"The setting {name} must be {kind.__name__}, not {type(value).__name__}",
+            "Save it, and give the path of its file." if model else "Give one.",
+        )
+    return value

@@ -84,12 +84,13 @@ def choose_workdir(config: RunConfig) -> Path:
     if config.workdir:
         path = Path(config.workdir).expanduser()
     else:
-        dataset, backbone = (
+        trained = config.student if config.mode == "distill" else config.backbone
+        dataset, network = (
             "".join(c if c.isalnum() else "-" for c in Path(name).name)[:40].strip("-")
-            for name in (config.dataset, config.backbone)
+            for name in (config.dataset, trained)
         )
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        path = Path("runs") / f"{config.mode}-{dataset}-{backbone}-{stamp}-{os.getpid()}"
+        path = Path("runs") / f"{config.mode}-{dataset}-{network}-{stamp}-{os.getpid()}"
     _check_apart(path, config)
     created = []
     try:
