@@ -29,6 +29,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool, str]] = {
     "label_smoothing": (0, 1, True, False, "0.1 is usual; 0 is off."),
     "dropout": (0, 1, True, False, "0.2 is usual; 0 is off."),
     "clip_norm": (0, math.inf, True, False, "1 is usual; 0 is off."),
+    "num_logical_devices": (0, math.inf, True, False, "2 is usual; 0 is off."),
     "accumulate": (1, math.inf, True, False, "1 is off."),
     "alpha": (0, math.inf, True, False, "0.1 is usual; 0 asks for no labels."),
     "seeds": (1, math.inf, True, False, "3 to 5 are usual."),

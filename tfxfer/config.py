@@ -28,6 +28,8 @@ AVERAGES = ("none", "wise_ft", "soup")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 BOUNDARY = ("auto", "on", "off")
 
+STRATEGIES = ("auto", "none", "mirrored", "multiworker", "tpu")
+
 CHOICES = {
     "mode": MODES,
     "bn": BATCH_NORM,
@@ -44,6 +46,7 @@ CHOICES = {
     "adapt": ADAPTERS,
     "average": AVERAGES,
     "precision": PRECISIONS,
+    "strategy": STRATEGIES,
     "boundary_cache": BOUNDARY,
 }
 """The values that a setting may have, where they are words."""
@@ -241,6 +244,19 @@ class RunConfig:
         1, "Parts that a batch is computed in, one after the other, to save memory; at least 1."
     )
     jit: bool = _setting(False, "Compile the training step with XLA.")
+    strategy: str = _setting(
+        "auto",
+        "Devices that share the work: the workers of TF_CONFIG, or all GPUs (auto); one (none); "
+        "those of this machine; workers, also of a SLURM step; a TPU.",
+    )
+    num_logical_devices: int = _setting(
+        0, "Split the CPU into so many devices, to try mirrored out; not if 0."
+    )
+    sync_bn: bool = _setting(
+        False,
+        "Normalize batches over all devices where that trains; if not, statistics are averaged "
+        "after each epoch.",
+    )
     deterministic: bool = _setting(False, "Only deterministic kernels, also on a GPU; slower.")
     boundary_cache: str = _setting(
         "auto",

@@ -1,16 +1,216 @@
-"""Which devices share the work."""
+"""Which devices share the work: of this machine, or of several workers; and what workers share."""
 
+import functools
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import tensorflow as tf
 
+from tfxfer.errors import UserError, first_line
+from tfxfer.workers import this_worker
 
-def pick_strategy() -> tf.distribute.Strategy:
-    """Returns `MirroredStrategy` over all GPUs if there are several, else the default."""
-    if len(tf.config.list_logical_devices("GPU")) > 1:
-        return tf.distribute.MirroredStrategy()
+MULTIWORKER = "multiworker"
+_FEW, _CHUNK = 2**10, 2**22  # Numbers that workers exchange at once.
+
+
+@functools.cache
+def pick_strategy(name: str = "auto", num_logical_devices: int = 0) -> tf.distribute.Strategy:
+    """Returns the strategy of a name; the same one each time, since a process can have one.
+
+    Args:
+        name: `auto`: the workers of `TF_CONFIG` if it names several, else all GPUs if there are
+            several, else one device. `none`: one device. `mirrored`: all GPUs of this machine, or
+            all logical devices of its CPU. `multiworker`: the workers of `TF_CONFIG`, or of a SLURM
+            step. `tpu`: the TPU that `TPU_NAME` names, or that is attached.
+        num_logical_devices: Parts that the CPU is split into first, to try things out; not if 0.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        UserError: If the devices are not there, or TensorFlow has been used before they could be
+            set up.
+    """
+    if name == MULTIWORKER or (name == "auto" and this_worker().count > 1):
+        return _multiworker()
+    if num_logical_devices:
+        _split_cpu(num_logical_devices)
+    if name == "tpu":
+        return _tpu()
+    kind = kind_of_device()
+    devices = tf.config.list_logical_devices(kind)
+    if name == "mirrored" and len(devices) < 2:
+        raise UserError(
+            f"--strategy=mirrored must have several devices, and there is {len(devices)} {kind}",
+            "Leave it out, or try it with --num_logical_devices=2.",
+        )
+    asked = kind == "GPU" or name == "mirrored" or num_logical_devices > 1
+    if name != "none" and len(devices) > 1 and asked:
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
 
 
+def _split_cpu(count: int) -> None:
+    (cpu, *_) = tf.config.list_physical_devices("CPU")
+    parts = [tf.config.LogicalDeviceConfiguration()] * count
+    try:
+        tf.config.set_logical_device_configuration(cpu, parts)
+    except RuntimeError as error:
+        raise UserError(
+            f"--num_logical_devices={count} must come before TensorFlow is used: "
+            f"{first_line(error)}",
+            "Call tfxfer.distribute.pick_strategy first.",
+        ) from error
+
+
+def _multiworker() -> tf.distribute.Strategy:
+    resolvers = tf.distribute.cluster_resolver
+    if not os.environ.get("TF_CONFIG"):
+        if "SLURM_PROCID" not in os.environ:
+            raise UserError(
+                "--strategy=multiworker must be told of the workers, and TF_CONFIG is not set",
+                "Start it by srun or another launcher that does, or set it for each process.",
+            )
+        slurm = resolvers.SlurmClusterResolver()
+        cluster = slurm.cluster_spec().as_dict()
+        role, index = slurm.get_task_info()
+        stated = {"cluster": cluster, "task": {"type": role, "index": index}}
+        os.environ["TF_CONFIG"] = json.dumps(stated)  # What else asks reads it there.
+    this_worker(MULTIWORKER)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise UserError(
+            f"--strategy=multiworker must come before TensorFlow is used: {first_line(error)}",
+            "Call tfxfer.distribute.pick_strategy('multiworker') first.",
+        ) from error
+
+
+def _tpu() -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except (ValueError, tf.errors.OpError) as error:
+        raise UserError(
+            f"--strategy=tpu must have a TPU, and there is none: {first_line(error)}",
+            "Name it in TPU_NAME, or leave --strategy out.",
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def kind_of_device() -> str:
+    """Returns `GPU` if there is one, else `CPU`."""
+    return "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+
+
 def describe(strategy: tf.distribute.Strategy) -> str:
-    """Names the devices of a strategy, such as `1 CPU` or `4 GPU`."""
-    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    return f"{strategy.num_replicas_in_sync} {kind}"
+    """Names the devices of a strategy, such as `1 CPU` or `2 workers with 8 GPU`."""
+    kind = kind_of_device()
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        kind = "TPU"
+    workers = worker_count(strategy)
+    among = f"{workers} workers with " if workers > 1 else ""
+    return f"{among}{strategy.num_replicas_in_sync} {kind}"
+
+
+def worker_count(strategy: tf.distribute.Strategy) -> int:
+    """Returns how many processes share the work of a strategy."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return this_worker(MULTIWORKER).count
+    return 1
+
+
+def worker_index(strategy: tf.distribute.Strategy) -> int:
+    """Returns which of these processes this is, from 0."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return this_worker(MULTIWORKER).index
+    return 0
+
+
+def agreed(strategy: tf.distribute.Strategy, value: Any) -> Any:
+    """Returns the chief's value on all workers, which must all call this at the same place.
+
+    Args:
+        strategy: Of the workers.
+        value: Of what JSON can hold; that of the chief counts.
+    """
+    if worker_count(strategy) == 1:
+        return value
+    return json.loads(_sent(strategy, json.dumps(value).encode()))
+
+
+def all_agree(strategy: tf.distribute.Strategy, value: int) -> int:
+    """Returns the least of the workers' numbers, which must all call this at the same place."""
+    if worker_count(strategy) == 1:
+        return value
+    places = np.zeros(worker_count(strategy), np.int64)
+    places[worker_index(strategy)] = value
+    return int(_summed(strategy, places).min())
+
+
+def share_folder(strategy: tf.distribute.Strategy, folder: Path) -> None:
+    """Gives each worker the files that the chief has in a folder, in its own folder.
+
+    Args:
+        strategy: Of the workers.
+        folder: A folder of this worker. Hidden files are left where they are.
+    """
+    if worker_count(strategy) == 1:
+        return
+    packed = b""
+    if worker_index(strategy) == 0 and folder.is_dir():
+        held = io.BytesIO()
+        with tarfile.open(fileobj=held, mode="w") as archive:
+            for path in sorted(folder.iterdir()):
+                if not path.name.startswith("."):
+                    archive.add(path, path.name)
+        packed = held.getvalue()
+    sent = _sent(strategy, packed)
+    if worker_index(strategy) and sent:
+        with tarfile.open(fileobj=io.BytesIO(sent)) as archive:
+            archive.extractall(folder, filter="data")
+
+
+def _sent(strategy: tf.distribute.Strategy, content: bytes) -> bytes:
+    """Returns the chief's bytes."""
+    chief = worker_index(strategy) == 0
+    size = int(_summed(strategy, np.array([len(content) * chief]))[0])
+    parts = []
+    for start in range(0, size, _CHUNK):
+        count = min(_CHUNK, size - start)
+        part = np.zeros(count, np.int64)
+        if chief:
+            part[:] = np.frombuffer(content, np.uint8, count, start)
+        parts.append(_summed(strategy, part).astype(np.uint8).tobytes())
+    return b"".join(parts)
+
+
+def _summed(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
+    """Sums whole numbers `[n]` over the workers; each has one voice, however many devices."""
+    size = _FEW if len(values) <= _FEW else _CHUNK
+    padded = np.pad(values.astype(np.int64), (0, size - len(values)))
+    total = _summing(strategy, size)(tf.constant(padded))
+    return strategy.experimental_local_results(total)[0].numpy()[: len(values)]
+
+
+@functools.cache
+def _summing(strategy: tf.distribute.Strategy, size: int) -> Any:
+    # A collective operation has one type and one shape for ever.
+    replicas = strategy.num_replicas_in_sync // worker_count(strategy)
+
+    def replica(values: tf.Tensor) -> tf.Tensor:
+        context: Any = tf.distribute.get_replica_context()
+        first = context.replica_id_in_sync_group % replicas == 0
+        own = tf.where(first, values, tf.zeros_like(values))
+        (total,) = context.all_reduce(tf.distribute.ReduceOp.SUM, [own])
+        return total
+
+    return tf.function(
+        lambda values: strategy.run(replica, (values,)),
+        input_signature=[tf.TensorSpec([size], tf.int64)],
+        autograph=False,
+    )

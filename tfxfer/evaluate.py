@@ -1,6 +1,6 @@
 """What a trained model is worth on data that it has not seen."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -11,7 +11,9 @@ from scipy.stats import binomtest, bootstrap, t
 from sklearn.metrics import average_precision_score, r2_score
 
 from tfxfer.data.parts import Splits
+from tfxfer.distribute import worker_count
 from tfxfer.task import MULTI_LABEL, SINGLE_LABEL, Task
+from tfxfer.turns import Turns
 
 _RESAMPLES = 2000
 
@@ -101,31 +103,29 @@ class FoldSummary:
     interval: tuple[float, float]
 
 
-def inference(model: keras.Model, data: tf.data.Dataset) -> Callable[[tf.Tensor], tf.Tensor]:
+def inference(model: keras.Model, data: tf.data.Dataset) -> Turns:
     """Traces a model as in inference, for the batches of `data`, of whatever size."""
-    inputs, _ = data.element_spec
-    step = tf.function(lambda batch: model(batch, training=False), autograph=False)
-    return step.get_concrete_function(inputs)
+    strategy = model.distribute_strategy
+    if worker_count(strategy) == 1:  # One device then does what is little beside training.
+        strategy = tf.distribute.get_strategy()
+    return Turns(lambda batch: model(batch, training=False), data, strategy)
 
 
 def predict(
-    model: keras.Model,
-    data: tf.data.Dataset,
-    step: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    model: keras.Model, data: tf.data.Dataset, turns: Turns | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs a model over all of `data`, once, on one device.
+    """Runs a model over all of `data`, once: on one device, or shared by several workers.
 
     Args:
         model: From inputs to `[batch, units]`, such as logits.
         data: Batches `(x, y)` in a stable order.
-        step: What `inference` returned, so that the model is not traced again.
+        turns: What `inference` returned, so that the model is not traced again.
 
     Returns:
         Outputs `[examples, units]` and `y` `[examples, ...]`, in the order of `data`.
     """
-    step = step or inference(model, data)
-    answers = [(step(batch).numpy(), y.numpy()) for batch, y in data]
-    outputs, y = zip(*answers, strict=True)
+    turns = turns or inference(model, data)
+    outputs, y = zip(*turns.run(data), strict=True)
     return np.concatenate(outputs), np.concatenate(y)
 
 

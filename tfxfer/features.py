@@ -20,6 +20,8 @@ from tfxfer.cache import Cache, Draft, Parts, Shapes
 from tfxfer.data import pipeline
 from tfxfer.data.augment import NONE
 from tfxfer.data.parts import Part
+from tfxfer.distribute import all_agree
+from tfxfer.turns import Turns
 
 FEATURES = "features"
 """The kind of the cache entries that `extract` writes."""
@@ -216,9 +218,8 @@ def compute_once(
         strategy: Whose replicas share the work; that in whose scope this is called if `None`, so
             one device outside of any. Replicas take whole batches in turn, so that a step takes
             `replicas * batch_size` examples, and each batch is what one device would compute: it
-            is the same entry. All replicas must be in this process, as those of
-            `MirroredStrategy`. Where there are several workers, each calls this out of scope and
-            without a strategy: it computes all, or finds the entry that another has written.
+            is the same entry. Several workers must all call this; each computes its share, and
+            writes the entry into its own cache, which may be the same folder.
         start: Gives outputs of another function for the same examples and views, to be the inputs
             instead; `parts` must tell of it.
 
@@ -247,8 +248,10 @@ def compute_once(
     if taken := sorted(set(parts) & set(stated)):
         raise ValueError(f"Expected parts that do not speak of the data, received {taken}.")
     key = {**parts, **stated}
+    strategy = strategy or tf.distribute.get_strategy()
     arrays = cache.read(kind, key)
-    if arrays is None:
+    kept = all_agree(strategy, int(arrays is not None))
+    if arrays is None or not kept:
         stored = start and start()
 
         def batches(done: int) -> tf.data.Dataset:
@@ -266,7 +269,6 @@ def compute_once(
         if augment != NONE:
             about += f", {views} x {augment}"
         write = functools.partial(cache.write, kind, key, about=about)
-        strategy = strategy or tf.distribute.get_strategy()
         arrays = _compute(function, batches, (views, part.examples), write, strategy)
     return Features(arrays["x"], arrays["y"], part)
 
@@ -313,29 +315,25 @@ def _compute(
     total = views * examples
     data = batches(0)
     _, labels = data.element_spec
-    local = strategy.experimental_local_results
-    step = _graph(function, _shared(data, strategy).element_spec[0], strategy)
-    traced = [_numbers(output) for output in local(step.structured_outputs)]
+    turns = Turns(function, data, strategy)
+    traced = [_numbers(output) for output in turns.returned]
     shapes = {
         "x": ((views, examples, *traced[0].shape[1:]), np.float32),
         "y": ((examples, *labels.shape[1:]), labels.dtype.as_numpy_dtype),
     }
     with write(shapes) as draft:
         x, y = draft.arrays["x"], draft.arrays["y"]
-        done, recorded = draft.done, time.monotonic()
+        done, recorded = all_agree(strategy, draft.done), time.monotonic()
         if done:
             data = batches(done)
-        # So that no replica is without a batch in the last turn; what they make of it is left out.
-        replicas = len(traced)
-        data = data.repeat().take(-(-int(data.cardinality()) // replicas) * replicas)
-        for inputs, targets in _shared(data, strategy):
-            for output, target in zip(local(step(inputs)), local(targets), strict=True):
-                if done < total:
-                    view, row = divmod(done, examples)
-                    rows = slice(row, row + len(target))
-                    x[view, rows] = tf.cast(output, tf.float32).numpy()
-                    y[rows] = target.numpy()
-                    done += len(target)
+        for outputs, targets in turns.run(data):
+            taken = 0
+            while taken < len(targets) and done < total:
+                view, row = divmod(done, examples)
+                count = min(len(targets) - taken, examples - row)
+                x[view, row : row + count] = outputs[taken : taken + count]
+                y[row : row + count] = targets[taken : taken + count]
+                taken, done = taken + count, done + count
             draft.release()
             if done < total and time.monotonic() - recorded >= _SHARD_SECONDS:
                 draft.record(done)
@@ -343,25 +341,6 @@ def _compute(
         if done != total:
             raise ValueError(f"Expected {views} times {examples} examples, received {done}.")
     return draft.finished
-
-
-def _shared(data: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
-    """Hands batches to the replicas of a strategy in turn."""
-    return strategy.distribute_datasets_from_function(lambda context: data)
-
-
-def _graph(
-    function: Callable[[tf.Tensor], tf.Tensor], inputs: Any, strategy: tf.distribute.Strategy
-) -> Any:
-    """Traces a function for batches of any size, over the replicas if there are several."""
-    if strategy.num_replicas_in_sync > 1:
-        return tf.function(
-            lambda batch: strategy.run(function, (batch,)), autograph=False
-        ).get_concrete_function(inputs)
-    traced: Any = function
-    if not isinstance(function, tf.types.experimental.PolymorphicFunction):
-        traced = tf.function(function, autograph=False)
-    return traced.get_concrete_function(inputs)
 
 
 def _numbers(outputs: Any) -> tf.TensorSpec:

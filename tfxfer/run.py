@@ -39,9 +39,11 @@ from absl import flags
 from tfxfer.config import CHOICES, RunConfig, settings_from_file
 from tfxfer.errors import UserError
 from tfxfer.spec import parse_spec
+from tfxfer.workers import Worker, this_worker
 
 _WRONG_EXPORT = 1
 _USER_MISTAKE = 2
+_LOST_WORKER = 3
 _INTERRUPTED = 130
 _ENDED = 143
 _HELP = ("help", "helpshort")
@@ -112,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if the exported model does not answer as the trained one does; 2 for a
-        mistake of the user's, which is told in one line; 130 if interrupted, 143 if ended.
+        mistake of the user's, which is told in one line; 3 if another worker was lost; 130 if
+        interrupted, 143 if ended.
     """
     argv = list(sys.argv if argv is None else argv)
     if threading.current_thread() is threading.main_thread():
@@ -140,18 +143,69 @@ def _run(config: RunConfig) -> int:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from tfxfer.report import workdir
 
+    worker = this_worker(config.strategy)
+    if worker.count > 1:
+        return _run_with_others(config, worker)
     path = workdir.choose_workdir(config) if config.mode in _WITH_WORKDIR else None
     _check_dataset(config)
-    with contextlib.nullcontext() if config.debug else _quiet_tensorflow():
-        import tensorflow as tf
+    _start_tensorflow(config)
+    return _call(config, path)
 
-        tf.config.list_logical_devices()
 
+def _call(config: RunConfig, path: Path | None, quiet: bool = False) -> int:
     from tfxfer.report.console import Console
 
     method = importlib.import_module(f"tfxfer.methods.{config.mode}")
-    result = method.run(config, path, Console())
+    result = method.run(config, path, Console(quiet))
     return 0 if result is None or result.passed else _WRONG_EXPORT
+
+
+def _run_with_others(config: RunConfig, worker: Worker) -> int:
+    """Runs as one of several workers; if another one is lost, so is this one."""
+    from tfxfer.report import workdir
+
+    _start_tensorflow(config)
+    import tensorflow as tf
+
+    from tfxfer.distribute import agreed, pick_strategy
+
+    strategy = pick_strategy(config.strategy, config.num_logical_devices)
+    path, told = None, ""
+    try:
+        path = workdir.choose_workdir(config) if config.mode in _WITH_WORKDIR else None
+    except UserError as error:
+        told = str(error)
+    if told := agreed(strategy, told):  # Only the chief looks at the folder of the run.
+        print(f"tfxfer: error: {told}", file=sys.stderr)
+        return _USER_MISTAKE
+    errors = tf.errors
+    try:
+        return _call(config, path, quiet=not worker.is_chief)
+    except (
+        *(errors.UnavailableError, errors.AbortedError, errors.CancelledError),
+        errors.DeadlineExceededError,
+    ):
+        print(
+            f"tfxfer: error: worker {worker.index} of {worker.count} has lost another one; start "
+            "all of them again with the same command, which goes on where training was",
+            file=sys.stderr,
+            flush=True,
+        )
+        # What TensorFlow would still wait for does not come.
+        os._exit(_LOST_WORKER)
+
+
+def _start_tensorflow(config: RunConfig) -> None:
+    with contextlib.nullcontext() if config.debug else _quiet_tensorflow():
+        import tensorflow as tf
+
+        several = this_worker(config.strategy).count > 1 or config.num_logical_devices
+        if several or config.strategy != "auto":
+            from tfxfer.distribute import pick_strategy
+
+            pick_strategy(config.strategy, config.num_logical_devices)  # Before any operation.
+        else:
+            tf.config.list_logical_devices()
 
 
 def _check_dataset(config: RunConfig) -> None:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfxfer.backbones import Backbone, load_backbone
+from tfxfer.backbones import Backbone, KerasBackbone, load_backbone
 from tfxfer.backbones.self_check import check_features, check_value_range
 from tfxfer.config import RunConfig
 from tfxfer.data.base import IMAGE, DataInfo
@@ -27,7 +27,7 @@ def configured_backbone(config: RunConfig, data: DataInfo | None = None) -> Back
     """
     keras.utils.set_random_seed(config.seed)  # A network without weights of its own draws some.
     height, width = data.shape[:2] if data and data.inputs == IMAGE else (None, None)
-    return load_backbone(
+    backbone = load_backbone(
         config.backbone,
         image_size=config.image_pixels,
         value_range=config.image_values,
@@ -35,6 +35,11 @@ def configured_backbone(config: RunConfig, data: DataInfo | None = None) -> Back
         stages=config.stages,
         bn=config.bn,
     )
+    if config.sync_bn and isinstance(backbone, KerasBackbone):
+        for layer in backbone.network._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
+    return backbone
 
 
 def check_backbone(backbone: Backbone, train_data: tf.data.Dataset) -> None:

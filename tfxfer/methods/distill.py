@@ -14,7 +14,7 @@ from tfxfer.methods.students import SELF, from_scratch, with_own_kind
 from tfxfer.methods.teacher_files import check_teacher
 from tfxfer.methods.teachers import split_teachers
 from tfxfer.methods.teaching import Teaching
-from tfxfer.methods.tuner import check_devices
+from tfxfer.methods.tuner import check_devices, share_unfinished
 from tfxfer.methods.unlabelled import unlabelled_part
 from tfxfer.report import workdir
 from tfxfer.report.card import card_markdown
@@ -50,6 +50,7 @@ def run(
     with naming_bad_examples(config, source):
         shared = opened(_for_student(config), source)
         check_devices(shared)
+        share_unfinished(shared, path, given)
         terms = losses_for(config.loss, shared.task, shared.data.splits[0].train.labels)
         rest = unlabelled_part(config, shared)
         job = Teaching(

@@ -70,7 +70,7 @@ def _run(config: RunConfig, path: Path, console: Console, source: DataSource) ->
     timed = Stopwatch()
     with timed("loading"):
         check_images(source, config.mode)
-        strategy = distribute.pick_strategy()
+        strategy = distribute.pick_strategy(config.strategy, config.num_logical_devices)
         with strategy.scope():
             backbone = configured_backbone(config, source.info)
         bad, _ = looked_at(config, source)

@@ -33,6 +33,7 @@ from tfxfer.methods.tuner import (
     new_model,
     plan_of,
     ruled,
+    share_unfinished,
     solve_head,
     training_batches,
     training_objective,
@@ -82,6 +83,7 @@ def run(
         model = new_model(shared, shared.data.splits[0].train)
         plan = plan_of(shared, model)
         check_devices(shared)
+        share_unfinished(shared, path, given)
         identity = {
             "plan": dataclasses.asdict(plan),
             "data": shared.data.source.fingerprint,
@@ -93,6 +95,9 @@ def run(
         before = workdir.places_before(path, given)
         kept = job.boundaries(model, job.data.splits[0])
         choices = kept.choose(plan.phases, config.batch_size, before)
+        if distribute.worker_count(shared.strategy) > 1:  # Each has measured for itself.
+            before = distribute.agreed(shared.strategy, places(choices))
+            choices = kept.choose(plan.phases, config.batch_size, before)
         job.places.update(places(choices))
         _show(job, model, plan, choices)
         if config.dry_run:

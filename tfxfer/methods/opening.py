@@ -106,7 +106,7 @@ def opened(config: RunConfig, source: DataSource) -> Opened:
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     with timed("loading"):
-        strategy = distribute.pick_strategy()
+        strategy = distribute.pick_strategy(config.strategy, config.num_logical_devices)
         check_images(source, config.mode)
         with strategy.scope():
             backbone = configured_backbone(config, source.info)

@@ -48,6 +48,7 @@ _OF_TEACHER = (
     *("group_column", "scan", "drop_leaks", "skip_bad", "balance", "cache_dir", "cache_gb"),
     *("backbone", "image_size", "value_range", "stages", "bn", "self_check", "seed"),
     *("batch_size", "precision", "checkpoint_seconds", "deterministic", "debug"),
+    *("strategy", "num_logical_devices", "sync_bn"),
 )
 
 

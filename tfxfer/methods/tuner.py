@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +14,7 @@ from tfxfer.config import RunConfig
 from tfxfer.data.base import IMAGE, DataInfo
 from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches, train_batches
+from tfxfer.distribute import agreed, share_folder
 from tfxfer.errors import UserError
 from tfxfer.features import Features, covering, extract
 from tfxfer.methods.opening import Opened
@@ -26,6 +28,7 @@ from tfxfer.plan import (
     with_patience,
     with_schedule,
 )
+from tfxfer.report import workdir
 from tfxfer.rules import bit
 from tfxfer.task import REGRESSION, SINGLE_LABEL
 from tfxfer.training.epochs import Batches
@@ -118,6 +121,18 @@ def check_devices(shared: Opened) -> None:
             f"--jit compiles steps for one device, and there are {replicas}",
             "Leave it out, or show TensorFlow one device.",
         )
+
+
+def share_unfinished(shared: Opened, path: Path, config: RunConfig) -> None:
+    """Gives all workers what the chief has of an unfinished run that is to go on.
+
+    Args:
+        shared: The devices.
+        path: The workdir, of this worker.
+        config: The settings as they were given.
+    """
+    if agreed(shared.strategy, workdir.goes_on(path, config)):
+        share_folder(shared.strategy, path)
 
 
 def plan_of(shared: Opened, model: FineTuner) -> Plan:

@@ -36,13 +36,16 @@ _CLEAR_FALL = 0.05
 class Console:
     """Prints what a run does, for a person to read."""
 
-    def __init__(self):
-        self._rich = RichConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    def __init__(self, quiet: bool = False):
+        """Prints nothing if `quiet`, as of all workers but the chief."""
+        self._rich = RichConsole(
+            highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=quiet
+        )
 
     @property
     def verbose(self) -> int:
         """How Keras is to show progress: bars on a terminal, one line an epoch elsewhere."""
-        return 1 if sys.stdout.isatty() else 2
+        return 0 if self._rich.quiet else 1 if sys.stdout.isatty() else 2
 
     def lines(self, lines: Iterable[str]) -> None:
         """Prints some lines as they are."""
@@ -116,7 +119,7 @@ class Console:
         self._print(f"parameters     {backbone.count_params():,}")
         self._print(
             f"cost           {cost.flops / 1e9:.4g} GFLOPs and {cost.milliseconds:.3g} ms for an "
-            f"image of {cost.size[0]}x{cost.size[1]} ({'GPU' if _has_gpu() else 'CPU'}, alone)"
+            f"image of {cost.size[0]}x{cost.size[1]} ({distribute.kind_of_device()}, alone)"
         )
         self._print(f"fingerprint    {backbone.fingerprint}")
         if backbone.untrainable:
@@ -384,7 +387,3 @@ def _scores(evaluation: AnyEvaluation) -> str:
     return f"{words}, mean absolute error {evaluation.mae:.4g}" + (
         "" if evaluation.r2 is None else f", R2 {evaluation.r2:.4f}"
     )
-
-
-def _has_gpu() -> bool:
-    return distribute.describe(distribute.pick_strategy()).endswith("GPU")

@@ -1,10 +1,12 @@
 """The folder that a run writes to; another run in it is never lost unasked."""
 
+import atexit
 import contextlib
 import errno
 import json
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,7 @@ from tfxfer.files import UNFINISHED, remove, remove_unfinished, written_whole
 from tfxfer.locks import lock
 from tfxfer.report.replacing import Place
 from tfxfer.spec import parse_spec
+from tfxfer.workers import this_worker
 
 CONFIG = "config.json"
 RESULTS = "results.json"
@@ -74,7 +77,7 @@ def choose_workdir(config: RunConfig) -> Path:
         config: Its `workdir`, or a new folder under `runs/` if that is empty.
 
     Returns:
-        The folder.
+        The folder; of a worker that is not the chief, a temporary one.
 
     Raises:
         UserError: If the folder cannot be written, holds another run and `overwrite` is off, or
@@ -92,6 +95,8 @@ def choose_workdir(config: RunConfig) -> Path:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         path = Path("runs") / f"{config.mode}-{dataset}-{network}-{stamp}-{os.getpid()}"
     _check_apart(path, config)
+    if not this_worker(config.strategy).is_chief:
+        return _of_this_process()
     created = []
     try:
         created = _make_folders(path)
@@ -110,6 +115,13 @@ def choose_workdir(config: RunConfig) -> Path:
             _place(path).settle()
     if not goes_on(path, config):
         _check_free(path, config)
+    return path
+
+
+def _of_this_process() -> Path:
+    """Makes a folder for a worker that is not the chief, which is gone when the process ends."""
+    path = Path(tempfile.mkdtemp(prefix="tfxfer-worker-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
 
 

@@ -16,6 +16,8 @@ from tfxfer.models.step import StepModel
 from tfxfer.training.checkpoints import State
 from tfxfer.training.moving_average import MovingAverage
 from tfxfer.training.objective import Objective
+from tfxfer.training.replicas import average_statistics, separate_dropout
+from tfxfer.turns import own_share
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Epochs:
             if self.average is not None:
                 self.average.update()
 
-        batches = shared(self.data.train.epochs(self.first), strategy)
+        batches = own_share(self.data.train.epochs(self.first), strategy)
         # As in Keras' own loop, no step is converted: that takes longer than to trace it.
         return tf.function(step, autograph=False).get_concrete_function(batches.element_spec)
 
@@ -136,6 +138,7 @@ class Epochs:
             steps=each,
             initial_epoch=standing.epoch,
         )
+        separate_dropout(self.model, strategy)
         self.model.stop_training = False
         calls.on_train_begin()
         batches = self._from(standing, strategy)
@@ -154,6 +157,7 @@ class Epochs:
                 calls.on_train_batch_end(number)
                 standing.step = number + 1
                 self.checkpoint(standing)
+            average_statistics(self.model, strategy)
             logs = self._end_epoch(standing, validate)
             calls.on_epoch_end(standing.epoch - 1, logs)
             if self._stops(standing):
@@ -163,7 +167,8 @@ class Epochs:
 
     def _from(self, standing: Standing, strategy: tf.distribute.Strategy) -> Iterator[Any]:
         dataset = self.data.train.epochs(self.first + standing.epoch)
-        return iter(shared(dataset.skip(standing.step) if standing.step else dataset, strategy))
+        dataset = dataset.skip(standing.step) if standing.step else dataset
+        return iter(own_share(dataset, strategy))
 
     def _end_epoch(self, standing: Standing, validate: Any) -> Mapping[str, float]:
         logs = {name: float(value) for name, value in self.model.get_metrics_result().items()}
@@ -204,10 +209,3 @@ class Timer:
     def seconds(self) -> float:
         """Seconds since the beginning."""
         return time.perf_counter() - self._start
-
-
-def shared(data: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
-    """Gives each replica of a strategy its share of every batch."""
-    if strategy.num_replicas_in_sync == 1:
-        return data
-    return strategy.experimental_distribute_dataset(data)

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfxfer.distribute import all_agree
 from tfxfer.errors import UserError
 from tfxfer.evaluate import predict
 from tfxfer.models import Staged
@@ -219,7 +220,8 @@ class _Training:
             return {**self.state, "phase": running}
 
         def checkpoint(standing: Standing) -> None:
-            if self._checkpoints.due:
+            # As all workers must, since metrics are summed over them as they are read.
+            if all_agree(self._strategy, self._checkpoints.due):
                 self._checkpoints.write(variables(), state(standing))
 
         epochs = Epochs(

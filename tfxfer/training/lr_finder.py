@@ -14,9 +14,10 @@ from scipy.signal import lfilter
 
 from tfxfer.errors import UserError
 from tfxfer.models import FineTuner
-from tfxfer.training.epochs import Batches, shared
+from tfxfer.training.epochs import Batches
 from tfxfer.training.objective import Objective
 from tfxfer.training.settings import Settings
+from tfxfer.turns import own_share
 
 _MEMORY = 0.98
 _EXPLODED = 4.0
@@ -147,7 +148,7 @@ def _losses(
             losses = strategy.run(replica, (batch,))
             return strategy.reduce(tf.distribute.ReduceOp.MEAN, losses, axis=None)
 
-        batches = shared(data.epochs(), strategy)
+        batches = own_share(data.epochs(), strategy)
         step = tf.function(step, autograph=False).get_concrete_function(batches.element_spec)
     for rate, batch in zip(rates, batches, strict=False):
         optimizer.factor.assign(rate)
