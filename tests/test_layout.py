@@ -30,7 +30,7 @@ FLOORS = {
     "backbones": 3,
     "plan": 3,
     "rules": 4,
-    "scores": 1,
+    "scores": 0,
     "cache": 2,
     "config": 2,
     "spec": 2,

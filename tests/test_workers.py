@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfxfer
+from tfxfer import turns
 from tfxfer.errors import UserError
 from tfxfer.workers import Worker, this_worker
 
@@ -180,6 +183,26 @@ def test_two_workers_do_what_one_does(mode, tmp_path, data_dir, teacher):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", sorted(_MODES))
+def test_two_devices_do_what_one_does(mode, tmp_path, data_dir, teacher):
+    results = {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        (folder / "teacher").symlink_to(teacher)
+        _student(folder / "student.keras")
+        flags = [*_MODES[mode], "--strategy=mirrored", "--num_logical_devices=2"]
+        results[count] = _ran(folder, flags if count == 2 else _MODES[mode], data_dir, 1)
+    assert "2 CPU" in (tmp_path / "2" / "0.out").read_text()
+    one, two = (_weights(tmp_path / str(count) / "run") for count in (1, 2))
+    for alone, shared in zip(one, two, strict=True):
+        np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-4)
+    test = [results[count]["metrics"]["test"] for count in (1, 2)]
+    assert test[0]["examples"] == test[1]["examples"] == 360
+    assert test[0]["accuracy"] == pytest.approx(test[1]["accuracy"], abs=1e-9)
+
+
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_job_which_then_goes_on(tmp_path, data_dir):
     flags = [*_MODES["finetune"], "--max_examples=0", "--epochs=2", "--checkpoint_seconds=1"]
     whole = _ran(tmp_path / "whole", flags, data_dir)
@@ -212,3 +235,19 @@ def test_a_mistake_ends_all_workers(tmp_path, data_dir):
     with _started(tmp_path, ["--mode=extract"], data_dir) as running:
         assert [each.wait(timeout=120) for each in running] == [2, 2]
     assert "holds other folders" in (tmp_path / "0.err").read_text()
+
+
+def test_workers_read_their_batches_and_no_others(monkeypatch):
+    """Of five batches, three workers with a device each take two in turn, the last one a filler."""
+
+    def some(numbers: np.ndarray) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(numbers)
+
+    taken = []
+    for index in range(3):
+        monkeypatch.setattr("tfxfer.turns.worker_count", lambda strategy: 3)
+        monkeypatch.setattr("tfxfer.turns.worker_index", lambda strategy, i=index: i)
+        strategy = SimpleNamespace(num_replicas_in_sync=3)
+        data = turns._read_by_worker(some, 5, strategy)  # type: ignore[arg-type]
+        taken.append([(int(real), int(number)) for real, number in data])
+    assert taken == [[(1, 0), (1, 3)], [(1, 1), (1, 4)], [(1, 2), (0, 0)]]

@@ -265,11 +265,18 @@ def compute_once(
                 part, batch_size, views, seed=seed, augment=augment, image_size=image_size
             ).skip(view * -(-part.examples // batch_size) + row // batch_size)
 
+        def some(done: int, numbers: np.ndarray) -> tf.data.Dataset:
+            rows = part.rows[done:]
+            places = [rows[i * batch_size : (i + 1) * batch_size] for i in numbers]
+            own = dataclasses.replace(part, rows=np.concatenate([*places, rows[:0]]))
+            return pipeline.batches(own, batch_size, image_size=image_size)
+
         about = f"{source} on {part.source.info.name} {part.split}, {part.examples} examples"
         if augment != NONE:
             about += f", {views} x {augment}"
         write = functools.partial(cache.write, kind, key, about=about)
-        arrays = _compute(function, batches, (views, part.examples), write, strategy)
+        apart = some if stored is None and augment == NONE else None
+        arrays = _compute(function, batches, apart, (views, part.examples), write, strategy)
     return Features(arrays["x"], arrays["y"], part)
 
 
@@ -295,6 +302,7 @@ def _stored_batches(stored: Features, batch_size: int, done: int) -> tf.data.Dat
 def _compute(
     function: Callable[[tf.Tensor], tf.Tensor],
     batches: Callable[[int], tf.data.Dataset],
+    some: Callable[[int, np.ndarray], tf.data.Dataset] | None,
     counts: tuple[int, int],
     write: Callable[[Shapes], AbstractContextManager[Draft]],
     strategy: tf.distribute.Strategy,
@@ -304,6 +312,7 @@ def _compute(
     Args:
         function: From inputs to outputs.
         batches: Gives the batches `(x, y)` of all views that come after so many examples.
+        some: Gives some of these batches, by their numbers, if that needs no reading of others.
         counts: Views, and examples of each.
         write: Begins the entry, or goes on with it.
         strategy: Whose replicas run the function.
@@ -326,7 +335,7 @@ def _compute(
         done, recorded = all_agree(strategy, draft.done), time.monotonic()
         if done:
             data = batches(done)
-        for outputs, targets in turns.run(data):
+        for outputs, targets in turns.run(data, some and functools.partial(some, done)):
             taken = 0
             while taken < len(targets) and done < total:
                 view, row = divmod(done, examples)

@@ -72,11 +72,17 @@ class Turns:
             self._step = traced.get_concrete_function(data.element_spec[0])
             self.returned = [self._step.structured_outputs]
 
-    def run(self, data: tf.data.Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def run(
+        self,
+        data: tf.data.Dataset,
+        some: Callable[[np.ndarray], tf.data.Dataset] | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Gives outputs and labels of all examples, some at a time, in their order.
 
         Args:
             data: Batches `(x, y)`, a known number of them; the same on all workers.
+            some: Gives those of some places, in their order, int `[n]`: then a worker reads no
+                others. Without it each reads all batches, and leaves out those of others.
         """
         strategy, count = self._strategy, int(data.cardinality())
         replicas = strategy.num_replicas_in_sync
@@ -84,7 +90,10 @@ class Turns:
         padded = data.repeat().take(-(-count // replicas) * replicas) if replicas > 1 else data
         local = strategy.experimental_local_results
         if self._across:
-            for batch in _handed_out(_of_worker(padded, count, strategy), strategy):
+            own = _of_worker(padded, count, strategy)
+            if some is not None:
+                own = _read_by_worker(some, count, strategy)
+            for batch in _handed_out(own, strategy):
                 # Each replica has those of all.
                 (outputs, *_), (targets, *_) = map(local, self._step(batch))
                 yield outputs.numpy(), targets.numpy()
@@ -114,6 +123,23 @@ def _of_worker(
     return mine.map(lambda i, batch: (tf.cast(i < count, tf.int32), *batch)).prefetch(
         tf.data.AUTOTUNE
     )
+
+
+def _read_by_worker(
+    some: Callable[[np.ndarray], tf.data.Dataset], count: int, strategy: tf.distribute.Strategy
+) -> tf.data.Dataset:
+    """Reads the batches whose turn is that of this worker, each with 1 if it is a real one."""
+    replicas, index = strategy.num_replicas_in_sync, worker_index(strategy)
+    own = replicas // worker_count(strategy)
+    turns = np.arange(-(-count // replicas) * replicas)
+    mine = turns[(turns % replicas) // own == index]
+    real = mine[mine < count]
+    # The first stands for those that there are not, so that this worker has as many as others.
+    other = some(np.zeros(1, int)).map(lambda *batch: (tf.constant(0), *batch))
+    data = other.repeat(len(mine) - len(real))
+    if len(real):
+        data = some(real).map(lambda *batch: (tf.constant(1), *batch)).concatenate(data)
+    return data.prefetch(tf.data.AUTOTUNE)
 
 
 def _gathered(function: Callable[[Any], Any], strategy: tf.distribute.Strategy) -> Any:
