@@ -36,6 +36,8 @@ def pick_strategy(name: str = "auto", num_logical_devices: int = 0) -> tf.distri
         UserError: If the devices are not there, or TensorFlow has been used before they could be
             set up.
     """
+    if not os.environ.get("TF_CONFIG"):
+        os.environ.pop("TF_CONFIG", None)  # TensorFlow would read an empty one as JSON.
     if name == MULTIWORKER or (name == "auto" and this_worker().count > 1):
         return _multiworker()
     if num_logical_devices:
