@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tfxfer.errors import UserError, first_line
 from tfxfer.workers import this_worker
 
 MULTIWORKER = "multiworker"
+_MOST_TASKS = 2**10  # Of SLURM on one node.
 _FEW, _CHUNK = 2**10, 2**22  # Numbers that workers exchange at once.
 
 
@@ -71,18 +73,13 @@ def _split_cpu(count: int) -> None:
 
 
 def _multiworker() -> tf.distribute.Strategy:
-    resolvers = tf.distribute.cluster_resolver
     if not os.environ.get("TF_CONFIG"):
         if "SLURM_PROCID" not in os.environ:
             raise UserError(
                 "--strategy=multiworker must be told of the workers, and TF_CONFIG is not set",
                 "Start it by srun or another launcher that does, or set it for each process.",
             )
-        slurm = resolvers.SlurmClusterResolver()
-        cluster = slurm.cluster_spec().as_dict()
-        role, index = slurm.get_task_info()
-        stated = {"cluster": cluster, "task": {"type": role, "index": index}}
-        os.environ["TF_CONFIG"] = json.dumps(stated)  # What else asks reads it there.
+        os.environ["TF_CONFIG"] = json.dumps(_from_slurm())  # What else asks reads it there.
     this_worker(MULTIWORKER)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -91,6 +88,18 @@ def _multiworker() -> tf.distribute.Strategy:
             f"--strategy=multiworker must come before TensorFlow is used: {first_line(error)}",
             "Call tfxfer.distribute.pick_strategy('multiworker') first.",
         ) from error
+
+
+def _from_slurm() -> dict[str, Any]:
+    """Reads the workers of a SLURM step, one a task."""
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver
+    if shutil.which("nvidia-smi"):
+        slurm = resolver()
+    else:  # It counts GPUs by that program, and wants one for each task.
+        slurm = resolver(gpus_per_node=_MOST_TASKS, gpus_per_task=1, auto_set_gpu=False)
+    cluster = slurm.cluster_spec().as_dict()
+    role, index = slurm.get_task_info()
+    return {"cluster": cluster, "task": {"type": role, "index": index}}
 
 
 def _tpu() -> tf.distribute.Strategy:
