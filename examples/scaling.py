@@ -14,12 +14,13 @@ from absl import app, flags
 
 PARAMETERS = flags.DEFINE_float("parameters", 25.6e6, "That train; 4 bytes of gradient each.")
 SHARE = flags.DEFINE_integer("examples", 64, "Examples of one accelerator in a step.")
-COMPUTE = flags.DEFINE_float("compute_ms", 80.0, "Forward and backward of these, milliseconds.")
+COMPUTE = flags.DEFINE_float("compute_ms", 24.6, "Forward and backward of these, milliseconds.")
 PER_MACHINE = flags.DEFINE_integer("per_machine", 8, "Accelerators in a machine.")
 WITHIN = flags.DEFINE_float("within_gb", 200.0, "Gigabytes a second between two in a machine.")
 BETWEEN = flags.DEFINE_float("between_gb", 12.5, "Gigabytes a second between two machines.")
 LATENCY = flags.DEFINE_float("latency_us", 20.0, "Of a message between machines, microseconds.")
 DECODE = flags.DEFINE_float("decode_rate", 20000.0, "Images a second that a machine decodes.")
+DECODE_ALL = flags.DEFINE_bool("decode_all", False, "As where images are mixed.")
 UNITS = flags.DEFINE_integer("units", 2048, "Features of an image that are kept, 4 bytes each.")
 
 
@@ -30,7 +31,8 @@ class Step:
     Attributes:
         compute: Forward and backward of one accelerator's share.
         all_reduce: Summing the gradients.
-        decode: Decoding, if every machine decodes the whole batch.
+        decode: Decoding; each machine decodes what its accelerators take, or with
+            `--decode_all` the whole batch.
         examples: Examples of all accelerators.
     """
 
@@ -60,7 +62,8 @@ def step(accelerators: int) -> Step:
     hops = 2 * (n - 1) if n > each else 0
     all_reduce = 1e3 * sent / (link * 1e9) + hops * LATENCY.value / 1e3
     examples = SHARE.value * n
-    return Step(COMPUTE.value, all_reduce, 1e3 * examples / DECODE.value, examples)
+    decoded = examples if DECODE_ALL.value else SHARE.value * min(n, each)
+    return Step(COMPUTE.value, all_reduce, 1e3 * decoded / DECODE.value, examples)
 
 
 def main(argv) -> None:

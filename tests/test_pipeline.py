@@ -458,3 +458,20 @@ def test_views_are_the_epochs_in_the_order_of_the_part():
         images, labels = (np.concatenate(column) for column in zip(*epoch, strict=True))
         np.testing.assert_array_equal(ordered, images[np.argsort(labels)])
     assert (views[0][0] != views[3][0]).any()
+
+
+@pytest.mark.parametrize("options", [{}, {"augment": "light"}, {"balance": "sampling"}])
+def test_shares_of_workers_make_up_the_batches(options):
+    """Of 22 examples in batches of 8: two workers take 4, 4 and 3 of them each."""
+    images = np.random.default_rng(0).integers(0, 256, (22, 8, 8, 3), np.uint8)
+    examples = part(images, np.arange(22) % 3)
+    whole = train_batches(examples, 8, seed=3, replicas=2, **options)
+    own = [whole.of_worker(index, 2) for index in (0, 1)]
+    assert [each and each.steps for each in own] == [3, 3]
+    epochs = [each.epoch(1) for each in (whole, *own) if each]
+    for together, *shares in zip(*epochs, strict=True):
+        for array, *parts in zip(together, *shares, strict=True):
+            assert len({len(each) for each in parts}) == 1
+            np.testing.assert_array_equal(array, np.concatenate(parts))
+    mixed = train_batches(examples, 8, seed=3, mix="mixup", one_hot=True)
+    assert mixed.of_worker(0, 2) is None

@@ -22,17 +22,42 @@ def own_share(data: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.dat
     if workers == 1:
         return strategy.experimental_distribute_dataset(data)
     own = replicas // workers
-    first = worker_index(strategy) * own
+    return _handed_out(_split(data, replicas, worker_index(strategy) * own, own), strategy)
 
-    def shares(*batch: Any) -> Any:
-        def of_worker(array: tf.Tensor) -> tf.Tensor:
-            split = tf.reshape(array, tf.concat([[replicas, -1], tf.shape(array)[1:]], 0))
-            return tf.ensure_shape(split, [replicas, None, *array.shape[1:]])[first : first + own]
 
-        return tf.nest.map_structure(of_worker, batch)
+def epochs_of_worker(
+    batches: Any, first: int, skipped: int, strategy: tf.distribute.Strategy
+) -> tf.data.Dataset:
+    """Gives each replica its share of every batch of epochs; a worker decodes its own if it can.
 
-    shared = data.map(shares).unbatch().prefetch(tf.data.AUTOTUNE)
-    return strategy.distribute_datasets_from_function(lambda context: shared)
+    Args:
+        batches: Batches, epoch after epoch, as `train_batches` returns them.
+        first: The first epoch.
+        skipped: Batches of it that were seen.
+        strategy: The strategy.
+    """
+    workers, own = worker_count(strategy), None
+    if workers > 1 and hasattr(batches, "of_worker"):
+        own = batches.of_worker(worker_index(strategy), workers)
+    data = (own or batches).epochs(first)
+    data = data.skip(skipped) if skipped else data
+    if own is None:
+        return own_share(data, strategy)
+    replicas = strategy.num_replicas_in_sync // workers
+    return _handed_out(_split(data, replicas, 0, replicas), strategy)
+
+
+def _split(data: tf.data.Dataset, parts: int, first: int, count: int) -> tf.data.Dataset:
+    """Cuts batches into parts of one size, and leaves some of them, one after the other."""
+
+    def split(*batch: Any) -> Any:
+        def some(array: tf.Tensor) -> tf.Tensor:
+            cut = tf.reshape(array, tf.concat([[parts, -1], tf.shape(array)[1:]], 0))
+            return tf.ensure_shape(cut, [parts, None, *array.shape[1:]])[first : first + count]
+
+        return tf.nest.map_structure(some, batch)
+
+    return data.map(split).unbatch().prefetch(tf.data.AUTOTUNE)
 
 
 class Turns:

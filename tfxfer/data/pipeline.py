@@ -1,6 +1,7 @@
 """From examples in order to batches on their way to the device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -98,6 +99,7 @@ class TrainBatches:
         balance: One of `BALANCES`.
         one_hot: Whether classes are given as float32 `[batch, classes]`.
         views: After how many epochs images are augmented as in the first again; never if 0.
+        worker: Number of the worker whose shares of the batches these are, and how many there are.
     """
 
     part: Part
@@ -110,11 +112,21 @@ class TrainBatches:
     balance: str
     one_hot: bool
     views: int = 0
+    worker: tuple[int, int] = (0, 1)
 
     @property
     def steps(self) -> int:
         """Batches an epoch."""
         return -(-self.examples // self.batch_size)
+
+    def of_worker(self, index: int, count: int) -> "TrainBatches | None":
+        """Returns the shares of a worker, who decodes no others; `None` where these are mixed.
+
+        Args:
+            index: Number of the worker.
+            count: How many there are, of which `replicas` of `train_batches` is a multiple.
+        """
+        return replace(self, worker=(index, count)) if self.mix == NONE else None
 
     def epochs(self, first: int = 0) -> tf.data.Dataset:
         """Returns the batches of epoch `first`, then those of the next, without end."""
@@ -296,7 +308,7 @@ class _Epoch:
             seed=tf.random.stateless_uniform((), order, None, None, tf.int64),
             reshuffle_each_iteration=False,
         )
-        dataset = self._batched(dataset.take(data.examples), augment)
+        dataset = self._batched(self._of_worker(dataset.take(data.examples)), augment)
         if self._mix is not None:
             dataset = dataset.enumerate().map(
                 lambda step, batch: self._mixed(fold(mix, step), *batch),
@@ -324,7 +336,21 @@ class _Epoch:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        return dataset.batch(self._data.batch_size)  # Without threads, as in `batches`.
+        _, workers = self._data.worker
+        return dataset.batch(self._data.batch_size // workers)  # Without threads, as in `batches`.
+
+    def _of_worker(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Leaves the examples, still as they are stored, of a worker's share of each batch."""
+        (index, workers), size = self._data.worker, self._data.batch_size
+        if workers == 1:
+            return dataset
+
+        def own(number: tf.Tensor, *_: Any) -> tf.Tensor:
+            place = number % size
+            of_batch = tf.minimum(tf.constant(size, tf.int64), self._data.examples - number + place)
+            return place * workers // of_batch == index
+
+        return dataset.enumerate().filter(own).map(lambda number, example: example)
 
     def _sampled(self, key: tf.Tensor) -> tf.data.Dataset:
         """Returns `(id, raw, y, repeat)`, every example as often as it is its turn."""

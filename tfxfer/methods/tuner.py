@@ -228,6 +228,11 @@ class Resized:
         """Batches in an epoch."""
         return self.batches.steps
 
+    def of_worker(self, index: int, count: int) -> "Resized | None":
+        """Returns the shares of a worker, as `TrainBatches.of_worker`."""
+        own = getattr(self.batches, "of_worker", lambda *_: None)(index, count)
+        return own and Resized(own, self.contract)
+
     def epochs(self, first: int = 0) -> tf.data.Dataset:
         """Returns the batches of all epochs from one on."""
         return self.batches.epochs(first).map(

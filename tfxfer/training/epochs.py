@@ -17,7 +17,7 @@ from tfxfer.training.checkpoints import State
 from tfxfer.training.moving_average import MovingAverage
 from tfxfer.training.objective import Objective
 from tfxfer.training.replicas import average_statistics, separate_dropout
-from tfxfer.turns import own_share
+from tfxfer.turns import epochs_of_worker
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Epochs:
             if self.average is not None:
                 self.average.update()
 
-        batches = own_share(self.data.train.epochs(self.first), strategy)
+        batches = epochs_of_worker(self.data.train, self.first, 0, strategy)
         # As in Keras' own loop, no step is converted: that takes longer than to trace it.
         return tf.function(step, autograph=False).get_concrete_function(batches.element_spec)
 
@@ -166,9 +166,8 @@ class Epochs:
         return standing
 
     def _from(self, standing: Standing, strategy: tf.distribute.Strategy) -> Iterator[Any]:
-        dataset = self.data.train.epochs(self.first + standing.epoch)
-        dataset = dataset.skip(standing.step) if standing.step else dataset
-        return iter(own_share(dataset, strategy))
+        first = self.first + standing.epoch
+        return iter(epochs_of_worker(self.data.train, first, standing.step, strategy))
 
     def _end_epoch(self, standing: Standing, validate: Any) -> Mapping[str, float]:
         logs = {name: float(value) for name, value in self.model.get_metrics_result().items()}
