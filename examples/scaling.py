@@ -1,7 +1,7 @@
 """What a training step costs on 1 to 256 accelerators, on paper: see scaling.md.
 
     python examples/scaling.py
-    python examples/scaling.py --parameters=110e6 --compute_ms=120 --image_kb=0.5 --decode_rate=1e5
+    python examples/scaling.py --parameters=110e6 --examples=32 --compute_ms=120 --decode_rate=1e5
 
 A step on `n` accelerators, each with its share of examples, takes the longest of computing with the
 all-reduce behind it, and of reading. A ring all-reduce sends `2 (n - 1) / n` times the gradients
@@ -48,9 +48,10 @@ class Step:
 
     @property
     def first_to_break(self) -> str:
-        """What takes longest."""
-        costs = {"compute": self.compute, "all-reduce": self.all_reduce, "decode": self.decode}
-        return max(costs, key=lambda name: costs[name])
+        """What a step waits for: decoding, or the longer of computing and the all-reduce."""
+        if self.decode > self.compute + self.all_reduce:
+            return "decode"
+        return "all-reduce" if self.all_reduce > self.compute else "compute"
 
 
 def step(accelerators: int) -> Step:

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfxfer import distribute
+from tfxfer import FineTuner, distribute, load_backbone
 from tfxfer.distribute import describe, pick_strategy
 from tfxfer.errors import UserError
+from tfxfer.training.loop import _moving
 from tfxfer.training.replicas import average_statistics, separate_dropout
 
 
@@ -125,3 +126,20 @@ def test_batch_normalization_by_the_whole_batch(mirrored):
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     one, other = held(mirrored, network.layers[0].moving_mean)
     np.testing.assert_array_equal(one, other)
+
+
+def test_one_strategy_a_process():
+    assert pick_strategy("none") is pick_strategy("none", 0)
+    with pytest.raises(UserError, match="is of others"):
+        pick_strategy("multiworker", 2)
+
+
+def test_an_average_leaves_statistics_to_the_replicas(mirrored):
+    with mirrored.scope():
+        backbone = load_backbone("tiny", data_size=(16, 16), image_size=(16, 16), bn="train")
+        student = FineTuner(backbone, keras.layers.Dense(2))
+    student.unfreeze(student.stage_names)
+    averaged = {id(each) for each in _moving(student)}
+    statistics = {id(each) for stage in student.stages for each in stage.statistics}
+    assert statistics
+    assert averaged == {id(each) for each in student.weights} - statistics

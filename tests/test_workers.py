@@ -77,9 +77,12 @@ def _ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def _started(
-    folder: Path, flags: Sequence[str], data_dir: str, count: int = 2
+    folder: Path, flags: Sequence[str], data_dir: str, count: int = 2, slurm: bool = False
 ) -> Iterator[list[subprocess.Popen]]:
-    """Starts workers with the same command; `run` is the workdir, `1` the folder of worker 1."""
+    """Starts workers with the same command; `run` is the workdir, `1` the folder of worker 1.
+
+    They learn of each other from `TF_CONFIG`, or as the tasks of a SLURM step on one node do.
+    """
     addresses = [f"127.0.0.1:{port}" for port in _ports(count)]
     running = []
     with contextlib.ExitStack() as files:
@@ -92,6 +95,15 @@ def _started(
                 "TFXFER_CACHE_DIR": str(folder / f"cache {count}"),
                 "PYTHONPATH": str(Path(tfxfer.__file__).parent.parent),
             }
+            if slurm:
+                environment |= {
+                    "TF_CONFIG": "",
+                    "SLURM_PROCID": str(index),
+                    "SLURM_STEP_NODELIST": "localhost",
+                    "SLURM_STEP_NUM_NODES": "1",
+                    "SLURM_STEP_NUM_TASKS": str(count),
+                    "SLURM_STEP_TASKS_PER_NODE": str(count),
+                }
             running.append(
                 subprocess.Popen(
                     [
@@ -218,8 +230,8 @@ def test_a_worker_that_dies_ends_the_job_which_then_goes_on(tmp_path, data_dir):
         assert chief.wait(timeout=60) == 3
     told = (folder / "0.err").read_text().strip().splitlines()
     assert [line for line in told if line.startswith("tfxfer: error")] == [
-        "tfxfer: error: worker 0 of 2 has lost another one; start all of them again with the same "
-        "command, which goes on where training was"
+        "tfxfer: error: worker 0 of 2 has lost another one, which may say why; start all of them "
+        "again with the same command, which goes on where training was"
     ]
     assert not (folder / "run" / "results.json").exists()
     results = _ran(folder, flags, data_dir)
@@ -227,6 +239,29 @@ def test_a_worker_that_dies_ends_the_job_which_then_goes_on(tmp_path, data_dir):
     assert results["metrics"] == whole["metrics"]
     for one, other in zip(_weights(folder / "run"), _weights(tmp_path / "whole/run"), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_tasks_of_a_slurm_step_are_workers(tmp_path, data_dir):
+    flags = ["--mode=extract", "--max_examples=50", "--strategy=multiworker"]
+    with _started(tmp_path, flags, data_dir, slurm=True) as running:
+        codes = [each.wait(timeout=300) for each in running]
+    assert codes == [0, 0], (tmp_path / "1.err").read_text()
+    assert "2 workers with 2 CPU" in (tmp_path / "0.out").read_text()
+    assert (tmp_path / "1.out").read_text() == ""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_end_ends_all(tmp_path, data_dir):
+    flags = [*_MODES["finetune"], "--max_examples=0", "--epochs=50"]
+    with _started(tmp_path, flags, data_dir) as (chief, other):
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert chief.poll() is None, (tmp_path / "0.err").read_text()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                chief.wait(timeout=0.05)
+        other.terminate()
+        assert other.wait(timeout=60) == 143
+        assert chief.wait(timeout=60) == 3
 
 
 @pytest.mark.slow

@@ -1,11 +1,9 @@
 """Which devices share the work: of this machine, or of several workers; and what workers share."""
 
 import functools
-import io
 import json
 import os
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ _MOST_TASKS = 2**10  # Of SLURM on one node.
 _FEW, _CHUNK = 2**10, 2**22  # Numbers that workers exchange at once.
 
 
-@functools.cache
 def pick_strategy(name: str = "auto", num_logical_devices: int = 0) -> tf.distribute.Strategy:
     """Returns the strategy of a name; the same one each time, since a process can have one.
 
@@ -29,7 +26,8 @@ def pick_strategy(name: str = "auto", num_logical_devices: int = 0) -> tf.distri
             several, else one device. `none`: one device. `mirrored`: all GPUs of this machine, or
             all logical devices of its CPU. `multiworker`: the workers of `TF_CONFIG`, or of a SLURM
             step. `tpu`: the TPU that `TPU_NAME` names, or that is attached.
-        num_logical_devices: Parts that the CPU is split into first, to try things out; not if 0.
+        num_logical_devices: Parts that the CPU is split into first, which then share the work, to
+            try things out; not if 0.
 
     Returns:
         The strategy.
@@ -40,25 +38,40 @@ def pick_strategy(name: str = "auto", num_logical_devices: int = 0) -> tf.distri
     """
     if not os.environ.get("TF_CONFIG"):
         os.environ.pop("TF_CONFIG", None)  # TensorFlow would read an empty one as JSON.
-    if name == MULTIWORKER or (name == "auto" and this_worker().count > 1):
+    workers = name == MULTIWORKER or (name == "auto" and this_worker().count > 1)
+    if num_logical_devices and (workers or name == "tpu"):
+        raise UserError(
+            f"--num_logical_devices={num_logical_devices} splits the CPU of one machine, and "
+            f"--strategy={name} is of others",
+            "Leave it out, or give --strategy=mirrored.",
+        )
+    if workers:
         return _multiworker()
-    if num_logical_devices:
-        _split_cpu(num_logical_devices)
     if name == "tpu":
         return _tpu()
-    kind = kind_of_device()
-    devices = tf.config.list_logical_devices(kind)
+    if name == "none":
+        return tf.distribute.get_strategy()
+    if num_logical_devices:
+        _split_cpu(num_logical_devices)
+    kind = "CPU" if num_logical_devices else kind_of_device()
+    devices = [device.name for device in tf.config.list_logical_devices(kind)]
     if name == "mirrored" and len(devices) < 2:
         raise UserError(
             f"--strategy=mirrored must have several devices, and there is {len(devices)} {kind}",
             "Leave it out, or try it with --num_logical_devices=2.",
         )
     asked = kind == "GPU" or name == "mirrored" or num_logical_devices > 1
-    if name != "none" and len(devices) > 1 and asked:
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if len(devices) > 1 and asked:
+        return _mirrored(tuple(devices))
     return tf.distribute.get_strategy()
 
 
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    return tf.distribute.MirroredStrategy(list(devices))
+
+
+@functools.cache
 def _split_cpu(count: int) -> None:
     (cpu, *_) = tf.config.list_physical_devices("CPU")
     parts = [tf.config.LogicalDeviceConfiguration()] * count
@@ -72,6 +85,7 @@ def _split_cpu(count: int) -> None:
         ) from error
 
 
+@functools.cache
 def _multiworker() -> tf.distribute.Strategy:
     if not os.environ.get("TF_CONFIG"):
         if "SLURM_PROCID" not in os.environ:
@@ -102,6 +116,7 @@ def _from_slurm() -> dict[str, Any]:
     return {"cluster": cluster, "task": {"type": role, "index": index}}
 
 
+@functools.cache
 def _tpu() -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
@@ -172,37 +187,51 @@ def share_folder(strategy: tf.distribute.Strategy, folder: Path) -> None:
     """
     if worker_count(strategy) == 1:
         return
-    packed = b""
-    if worker_index(strategy) == 0 and folder.is_dir():
-        held = io.BytesIO()
-        with tarfile.open(fileobj=held, mode="w") as archive:
-            for path in sorted(folder.iterdir()):
-                if not path.name.startswith("."):
-                    archive.add(path, path.name)
-        packed = held.getvalue()
-    sent = _sent(strategy, packed)
-    if worker_index(strategy) and sent:
-        with tarfile.open(fileobj=io.BytesIO(sent)) as archive:
-            archive.extractall(folder, filter="data")
+    chief = worker_index(strategy) == 0
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file()] if chief else []
+    names = [path.relative_to(folder).as_posix() for path in found]
+    for name in agreed(strategy, [name for name in names if not name.startswith(".")]):
+        content = _sent(strategy, (folder / name).read_bytes() if chief else b"")
+        if not chief:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+
+
+def share_weights(strategy: tf.distribute.Strategy, layer: Any) -> None:
+    """Gives a layer on all workers the weights that it has on the chief.
+
+    Args:
+        strategy: Of the workers.
+        layer: A Keras layer or model, of the same weights everywhere.
+    """
+    if worker_count(strategy) == 1:
+        return
+    own = layer.get_weights()
+    content = _sent(strategy, b"".join(np.ascontiguousarray(each).tobytes() for each in own))
+    shared, at = [], 0
+    for each in own:
+        part = np.frombuffer(content, each.dtype, each.size, at)
+        shared.append(part.reshape(each.shape))
+        at += each.nbytes
+    layer.set_weights(shared)
 
 
 def _sent(strategy: tf.distribute.Strategy, content: bytes) -> bytes:
     """Returns the chief's bytes."""
     chief = worker_index(strategy) == 0
     size = int(_summed(strategy, np.array([len(content) * chief]))[0])
-    parts = []
-    for start in range(0, size, _CHUNK):
-        count = min(_CHUNK, size - start)
-        part = np.zeros(count, np.int64)
-        if chief:
-            part[:] = np.frombuffer(content, np.uint8, count, start)
-        parts.append(_summed(strategy, part).astype(np.uint8).tobytes())
-    return b"".join(parts)
+    words = np.zeros(-(-size // 8), np.int64)  # Zeros of the others add nothing, whatever it is.
+    if chief:
+        words.view(np.uint8)[:size] = np.frombuffer(content, np.uint8)
+    parts = [
+        _summed(strategy, words[at : at + _CHUNK]).tobytes() for at in range(0, len(words), _CHUNK)
+    ]
+    return b"".join(parts)[:size]
 
 
 def _summed(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
     """Sums whole numbers `[n]` over the workers; each has one voice, however many devices."""
-    size = _FEW if len(values) <= _FEW else _CHUNK
+    size = max(_FEW, 2 ** (len(values) - 1).bit_length())
     padded = np.pad(values.astype(np.int64), (0, size - len(values)))
     total = _summing(strategy, size)(tf.constant(padded))
     return strategy.experimental_local_results(total)[0].numpy()[: len(values)]

@@ -25,6 +25,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -46,6 +47,7 @@ _USER_MISTAKE = 2
 _LOST_WORKER = 3
 _INTERRUPTED = 130
 _ENDED = 143
+_GRACE = 20.0  # Seconds for a process that was told to end to tidy up.
 _HELP = ("help", "helpshort")
 _WITH_WORKDIR = ("finetune", "distill", "extract", "embed", "lr_find")
 
@@ -118,9 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted, 143 if ended.
     """
     argv = list(sys.argv if argv is None else argv)
-    if threading.current_thread() is threading.main_thread():
-        # As an interrupt, so that a run that is ended tidies up.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ENDED))
+    _heed_sigterm()
     values = define_flags()
     named = [argument.lstrip("-").split("=")[0] for argument in argv[1:] if argument[:1] == "-"]
     try:
@@ -139,10 +139,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
+def _heed_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread():
+        # As an interrupt, so that a run that is ended tidies up.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ENDED))
+
+
 def _run(config: RunConfig) -> int:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from tfxfer.report import workdir
 
+    if config.strategy == "multiworker":
+        _start_tensorflow(config)  # Which reads the place of this process from SLURM, too.
     worker = this_worker(config.strategy)
     if worker.count > 1:
         return _run_with_others(config, worker)
@@ -150,6 +158,27 @@ def _run(config: RunConfig) -> int:
     _check_dataset(config)
     _start_tensorflow(config)
     return _call(config, path)
+
+
+def _end_when_told() -> None:
+    """Ends the process some seconds after SIGTERM, even while it waits for another worker.
+
+    Python handles no signal while TensorFlow waits; a thread learns of it all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    if signal.set_wakeup_fd(tell, warn_on_full_buffer=False) != -1:
+        return  # Somebody listens already.
+
+    def wait() -> None:
+        while os.read(told, 1) != bytes([signal.SIGTERM]):
+            pass
+        threading.Event().wait(_GRACE)
+        os._exit(_ENDED)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _call(config: RunConfig, path: Path | None, quiet: bool = False) -> int:
@@ -167,16 +196,18 @@ def _run_with_others(config: RunConfig, worker: Worker) -> int:
     _start_tensorflow(config)
     import tensorflow as tf
 
-    from tfxfer.distribute import agreed, pick_strategy
+    from tfxfer.distribute import all_agree, pick_strategy
 
+    _end_when_told()
     strategy = pick_strategy(config.strategy, config.num_logical_devices)
     path, told = None, ""
     try:
         path = workdir.choose_workdir(config) if config.mode in _WITH_WORKDIR else None
     except UserError as error:
         told = str(error)
-    if told := agreed(strategy, told):  # Only the chief looks at the folder of the run.
-        print(f"tfxfer: error: {told}", file=sys.stderr)
+    if not all_agree(strategy, int(not told)):
+        if told:
+            print(f"tfxfer: error: {told}", file=sys.stderr)
         return _USER_MISTAKE
     errors = tf.errors
     try:
@@ -185,12 +216,16 @@ def _run_with_others(config: RunConfig, worker: Worker) -> int:
         *(errors.UnavailableError, errors.AbortedError, errors.CancelledError),
         errors.DeadlineExceededError,
     ):
+        goes_on = config.mode in ("finetune", "distill")
         print(
-            f"tfxfer: error: worker {worker.index} of {worker.count} has lost another one; start "
-            "all of them again with the same command, which goes on where training was",
+            f"tfxfer: error: worker {worker.index} of {worker.count} has lost another one, which "
+            "may say why; start all of them again with the same command"
+            + (", which goes on where training was" if goes_on else ""),
             file=sys.stderr,
             flush=True,
         )
+        if path is not None and not worker.is_chief:
+            shutil.rmtree(path, ignore_errors=True)
         # What TensorFlow would still wait for does not come.
         os._exit(_LOST_WORKER)
 
@@ -204,6 +239,7 @@ def _start_tensorflow(config: RunConfig) -> None:
             from tfxfer.distribute import pick_strategy
 
             pick_strategy(config.strategy, config.num_logical_devices)  # Before any operation.
+            _heed_sigterm()  # TensorFlow has put a handler of its own there.
         else:
             tf.config.list_logical_devices()
 

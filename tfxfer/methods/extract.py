@@ -147,6 +147,7 @@ class _Job(Opened):
             x, y = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
             again = heads.fit_head(name, self.task, (x, y), validation, strength=fitted.strength)
             fitted = replace(again, sweep=fitted.sweep)
+        distribute.share_weights(self.strategy, fitted.layer)
         result = HeadResult(name, fitted.strength, fitted.sweep)
         return FeatureExtractor(self.backbone, fitted.layer), result
 

@@ -52,8 +52,11 @@ def with_own_kind(config: RunConfig) -> RunConfig:
     if of_run.mode == "distill":
         of_run = with_own_kind(of_run)
         if of_run.student != SELF:
-            return config.replace(backbone=of_run.student)
-    return config.replace(**{name: getattr(of_run, name) for name in _OF_KIND})
+            of_run = of_run.replace(
+                backbone=of_run.student, teacher="", assistant="", stages="", value_range=""
+            )
+    left = set(_OF_KIND) - set(config.given(_OF_KIND))
+    return config.replace(**{name: getattr(of_run, name) for name in left})
 
 
 def new_student(shared: Opened, spec: str, seed: int, train: Part | None = None) -> FineTuner:

@@ -14,7 +14,7 @@ from tfxfer.config import RunConfig
 from tfxfer.data.base import IMAGE, DataInfo
 from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches, train_batches
-from tfxfer.distribute import agreed, share_folder
+from tfxfer.distribute import agreed, share_folder, share_weights
 from tfxfer.errors import UserError
 from tfxfer.features import Features, covering, extract
 from tfxfer.methods.opening import Opened
@@ -179,7 +179,7 @@ def _chosen(shared: Opened, model: FineTuner) -> tuple[str, ...]:
     aim = objective(shared.task, train.labels)
     norms = relative_gradient_norms(model, few.take(_LOOKED_AT), aim.loss())
     model.head.set_weights(before)
-    return surgical_choice(norms)
+    return tuple(agreed(shared.strategy, surgical_choice(norms)))
 
 
 def solve_head(shared: Opened, model: FineTuner, train: Part, validation: Part | None) -> None:
@@ -198,6 +198,7 @@ def solve_head(shared: Opened, model: FineTuner, train: Part, validation: Part |
         rows = found.positions(part)
         arrays.append((found.first[rows], found.y[rows]))
     fitted = heads.fit_head(name, shared.task, *arrays)
+    share_weights(shared.strategy, fitted.layer)
     heads.assign_linear(model.head, *fitted.layer.get_weights())
 
 

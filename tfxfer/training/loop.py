@@ -361,12 +361,18 @@ def _results(state: State) -> tuple[PhaseResult, ...]:
 
 
 def _moving(model: Staged) -> list[keras.Variable]:
-    """Returns the weights that a phase may move, statistics of batch normalization too."""
+    """Returns the weights that a phase may move, statistics of batch normalization too.
+
+    These only on one device: replicas have their own until an epoch ends.
+    """
+    several = model.distribute_strategy.num_replicas_in_sync > 1
+    statistics = {id(each) for stage in model.stages for each in stage.statistics}
     return [
         weight
         for stage in model.stages
         if any(each.trainable for each in stage.learned) or stage.bn == "train"
         for weight in stage.weights
+        if not (several and id(weight) in statistics)
     ]
 
 

@@ -16,6 +16,7 @@ from tfxfer.errors import UserError
 from tfxfer.models import FineTuner
 from tfxfer.training.epochs import Batches
 from tfxfer.training.objective import Objective
+from tfxfer.training.replicas import separate_dropout
 from tfxfer.training.settings import Settings
 from tfxfer.turns import own_share
 
@@ -135,6 +136,7 @@ def _losses(
         settings.compile(
             model, compiled_with, objective, settings.starts(model, model.get_weights())
         )
+        separate_dropout(model, strategy)
         optimizer.rates = scales
 
         def loss(batch):
