@@ -110,7 +110,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, data_dir):
 
 
 def test_two_devices_do_the_whole_run(tmp_path, data_dir, mirrored, monkeypatch, capsys):
-    monkeypatch.setattr("tfxfer.distribute.pick_strategy", lambda: mirrored)
+    monkeypatch.setattr("tfxfer.distribute.pick_strategy", lambda *_: mirrored)
     # 1,293 digits: the last batch of 34 would be one digit for two devices.
     config = RunConfig(
         epochs=1, batch_size=34, workdir=str(tmp_path / "run"), data_dir=data_dir, seed=3
