@@ -13,14 +13,14 @@ from tfxfer.errors import UserError
 from tfxfer.run import define_flags, parse
 
 
-def tfxfer(*flags: str, cwd: Path, data_dir: str, **environment: str):
+def tfxfer(*flags: str, cwd: Path, data_dir: str, timeout: float = 300, **environment: str):
     return subprocess.run(
         [sys.executable, "-m", "tfxfer.run", *flags],
         cwd=cwd,
         env={**os.environ, "TFDS_DATA_DIR": data_dir, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
 
 

@@ -395,7 +395,8 @@ def test_settings_of_distillation_are_for_that_mode_alone():
 
 @pytest.mark.slow
 def test_alone_it_runs_on_the_embedded_data(tmp_path, data_dir):
-    done = run("--mode=distill", "--workdir=run", cwd=tmp_path, data_dir=data_dir)
+    flags = ("--mode=distill", "--workdir=run")
+    done = run(*flags, cwd=tmp_path, data_dir=data_dir, timeout=1200)  # Minutes, on two cores.
     assert done.returncode == 0, done.stderr
     saved = json.loads((tmp_path / "run" / "results.json").read_text())
     costs = saved["card"]["costs"]
