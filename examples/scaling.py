@@ -19,7 +19,7 @@ PER_MACHINE = flags.DEFINE_integer("per_machine", 8, "Accelerators in a machine.
 WITHIN = flags.DEFINE_float("within_gb", 200.0, "Gigabytes a second between two in a machine.")
 BETWEEN = flags.DEFINE_float("between_gb", 12.5, "Gigabytes a second between two machines.")
 LATENCY = flags.DEFINE_float("latency_us", 20.0, "Of a message between machines, microseconds.")
-DECODE = flags.DEFINE_float("decode_rate", 20000.0, "Images a second that a machine decodes.")
+DECODE = flags.DEFINE_float("decode_rate", 18000.0, "Images a second that a machine decodes.")
 DECODE_ALL = flags.DEFINE_bool("decode_all", False, "As where images are mixed.")
 UNITS = flags.DEFINE_integer("units", 2048, "Features of an image that are kept, 4 bytes each.")
 

@@ -26,7 +26,7 @@ from tfxfer.training.objective import objective
 BATCH = flags.DEFINE_integer("batch_size", 32, "Images a step, on all devices together.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps each, before the other's turn.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
-ALPHA = flags.DEFINE_float("alpha", 0.35, "Width of the MobileNetV2.")
+ALPHA = flags.DEFINE_float("alpha", 1.0, "Width of the MobileNetV2.")
 SIZE, CLASSES = 96, 10
 
 
