@@ -68,6 +68,7 @@ def test_it_is_inspected_and_fine_tuned(kind, tmp_path, data_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_frozen_prefix_is_free():
     """A step with all but the last stage frozen, against a full one, in alternation."""
     import time

@@ -431,6 +431,7 @@ def test_keras_trains_on_endless_epochs():
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.parametrize(("what", "least", "most"), [("throughput", 0.85, 9), ("memory", 0, 1.15)])
 def test_benchmark_keeps_its_bounds(what, least, most):
     done = subprocess.run(
