@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfxfer.data.arrays import ArraySource, DatasetSource, open_arrays
 from tfxfer.data.base import IMAGE, TABLE, TEXT, BadExample, DataInfo
-from tfxfer.data.scan import stop_for_bad
+from tfxfer.data.scan import scan, stop_for_bad
 from tfxfer.data.sklearn_tables import open_sklearn
 from tfxfer.errors import UserError
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
@@ -73,6 +73,58 @@ def test_texts(x):
     source = open_arrays((x, Y))
     assert (source.info.inputs, source.info.shape) == (TEXT, ())
     assert inputs(source) == [t if isinstance(t, bytes) else t.encode() for t in x]
+
+
+TEXT_PAIRS = [["a b", "c"], ["a", "b c"], ["☀", "d"], ["e", "f"], ["g", "h"], ["i", "j"]]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (TEXT_PAIRS, Y),
+        lambda: (np.array(TEXT_PAIRS, object), Y),
+        lambda: (np.array([[text.encode() for text in pair] for pair in TEXT_PAIRS]), Y),
+        lambda: pairs(TEXT_PAIRS),
+    ],
+)
+def test_pairs_of_texts(make):
+    source = open_arrays(make())
+    assert (source.info.inputs, source.info.shape) == (TEXT, (2,))
+    assert source.split("train").element_spec[1] == tf.TensorSpec([2], tf.string)
+    found = [[text.decode() for text in pair] for pair in inputs(source)]
+    assert found == TEXT_PAIRS
+    ((_, batch, _),) = source.split("train", np.array([1, 4])).batch(2).as_numpy_iterator()
+    assert batch.tolist() == [[b"a", b"b c"], [b"g", b"h"]]
+    assert len(set(scan(source, ["train"]).hashes["train"].tolist())) == 6
+
+
+def test_fingerprint_tells_where_texts_end():
+    given = [
+        [["ab", "c"], ["d", "e"]],
+        [["a", "bc"], ["d", "e"]],
+        [["ab", "c"], ["de", ""]],
+        [["c", "ab"], ["d", "e"]],
+        ["ab", "c"],
+        [b"ab\0", b"c"],
+        [b"ab", b"c\0"],
+    ]
+    for slices in (False, True):
+        arrays = [(np.array(x, object), Y[:2]) for x in given]
+        opened = [
+            open_arrays(tf.data.Dataset.from_tensor_slices(([*x], y)) if slices else (x, y))
+            for x, y in arrays
+        ]
+        assert len({source.fingerprint for source in opened}) == len(given)
+
+
+def test_texts_that_are_no_strings():
+    x = np.array(["a", None, np.nan, "d", "e", 5], object)
+    source = open_arrays((x, Y))
+    assert [(each.row, each.reason) for each in source.bad] == [
+        (row, "has a text that is no string") for row in (1, 2, 5)
+    ]
+    paired = np.stack([np.array(list("abcdef"), object), x], axis=1)
+    assert [each.row for each in open_arrays((paired, Y)).bad] == [1, 2, 5]
 
 
 def test_rows_of_numbers():
@@ -182,6 +234,9 @@ def test_class_in_test_that_train_lacks():
         ((photos(), np.zeros((6, 2, 2))), {}, r"must be \[n\] or \[n, k\]"),
         ((photos(channels=4), Y), {}, "must be images"),
         ((photos().astype(float) * 2, Y), {}, r"values in \[0, 255\], and has 0 to 5"),
+        (([["a"]] * 6, Y), {}, r"pairs of texts \[2\]"),
+        (([["a", "b", "c"]] * 6, Y), {}, r"pairs of texts \[2\]"),
+        ({"train": ([["a", "b"]] * 6, Y), "test": (["a"] * 6, Y)}, {}, "same inputs in every"),
         (([[1, 2], [3]], [0, 1]), {}, "must be an array"),
         (photos(), {}, "must be a pair"),
         ({"test": (photos(), Y)}, {}, "must have a split 'train'"),
@@ -251,6 +306,8 @@ def test_tf_data_of_unknown_length_and_sizes():
     [
         (lambda: pairs().batch(2), r"one example at a time.*unbatch"),
         (lambda: pairs(["a"] * 6).batch(2), r"one example at a time.*unbatch"),
+        (lambda: pairs(TEXT_PAIRS).batch(2), r"one example at a time.*unbatch"),
+        (lambda: pairs(TEXT_PAIRS).shuffle(6, seed=1), r"same order.*shuffle"),
         (lambda: pairs(np.ones((6, 3)), np.ones((6, 2))).batch(2), r"one example at a time"),
         (lambda: pairs().repeat(), "must end"),
         (lambda: pairs().shuffle(6, seed=1), r"same order.*shuffle"),

@@ -120,12 +120,39 @@ def test_images_of_many_sizes_some_tiny(tmp_path):
 
 
 def test_texts_are_alike_if_equal_and_rows_of_numbers_are_not_hashed():
-    texts = np.array(["one", "two", "one", ""])
+    texts = np.array(["one", "two", "one", "One"])
     hashes = scan(open_arrays((texts, np.arange(4) % 2)), ["train"]).hashes["train"]
+    assert (hashes[:, None] == hashes[None]).sum(1).tolist() == [2, 1, 2, 1]
+    pairs = np.array([["a b", "c"], ["a", "b c"], ["a b", "c"], ["c", "a b"]])
+    hashes = scan(open_arrays((pairs, np.arange(4) % 2)), ["train"]).hashes["train"]
     assert (hashes[:, None] == hashes[None]).sum(1).tolist() == [2, 1, 2, 1]
     assert duplicate_distance("text") == 0
     numbers = np.ones((4, 2), np.float32)
     assert scan(open_arrays((numbers, np.arange(4) % 2)), ["train"]) == Scan((), {})
+
+
+@pytest.mark.parametrize("pair", [None, 0, 1])
+@pytest.mark.parametrize("data", [False, True])
+def test_texts_that_are_empty_or_not_utf8_are_bad(tmp_path, pair, data):
+    texts = [b"one", b"", b" \t\n", "\u3000".encode(), b"caf\xe9", "caf\ud800", b"two"]
+    x = np.array(texts, object)
+    if pair is not None:
+        x = np.stack([x, np.full(len(x), b"other", object)][:: 1 if pair else -1], axis=1)
+    y = np.arange(len(x)) % 2
+    if data:
+        x[x == texts[5]] = b"caf\xff"
+    source = open_arrays(tf.data.Dataset.from_tensor_slices(([*x], y)) if data else (x, y))
+    assert source.bad == ()
+    cache = Cache(tmp_path / "cache", 10**9)
+    expected = tuple(
+        BadExample(f"row {row} of train", reason, "train", row)
+        for row, reason in enumerate(["has an empty text"] * 3 + ["is not UTF-8"] * 2, start=1)
+    )
+    assert scan(source, ["train"], cache).bad == expected
+    assert scan(source, ["train"], cache).bad == expected
+    assert len(set(scan(source, ["train"]).hashes["train"].tolist())) == len(x)
+    with pytest.raises(UserError, match=r"^row 1 of train has an empty text, and 4 more cannot"):
+        stop_for_bad(expected, skip_bad=False)
 
 
 def test_result_is_kept_and_read_again(folder, tmp_path, monkeypatch):

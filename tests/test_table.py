@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.image_files import bomb, picture, save, truncate
 from tfxfer.data.base import IMAGE, TEXT, DataInfo
 from tfxfer.data.scan import scan, stop_for_bad
 from tfxfer.data.table import TableSource, open_table
 from tfxfer.errors import UserError
+from tfxfer.report.data_words import inputs as described
 from tfxfer.spec import parse_spec
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
@@ -73,6 +75,102 @@ def test_tsv_takes_quotes_as_they_are(tmp_path):
     assert texts(source) == ['say "hi', '"win, now', "'\""]
     assert source.info.task.names == ("ham", "spam")
     assert source.info.name == "tsv:sms.tsv"
+
+
+def _pairs(kind: str) -> str:
+    rows = [("a b", "c", "x"), ("a", "b c", "y"), ("☀", "d\0", "x")]
+    names = ("s1", "s2", "label")
+    if kind == "jsonl":
+        return "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+    return "".join(("," if kind == "csv" else "\t").join(row) + "\n" for row in (names, *rows))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_pairs_of_texts(tmp_path, kind):
+    file = write(tmp_path / f"t.{kind}", _pairs(kind))
+    source = opened(f"{kind}:{file}(text=s1,pair=s2)")
+    assert (source.info.inputs, source.info.shape) == (TEXT, (2,))
+    assert source.split("train").element_spec[1] == tf.TensorSpec([2], tf.string)
+    expected = [[b"a b", b"c"], [b"a", b"b c"], ["☀".encode(), b"d\0"]]
+    assert [row[1].tolist() for row in source.split("train").as_numpy_iterator()] == expected
+    ((_, batch, _),) = source.split("train", np.array([0, 2])).batch(2).as_numpy_iterator()
+    assert batch.tolist() == expected[::2]
+    assert source.bad == ()
+    hashes = scan(source, ["train"]).hashes["train"]
+    assert len(set(hashes.tolist())) == 3
+    joined = opened(f"{kind}:{file}(text='s1;s2')")
+    assert joined.info.shape == ()
+    assert [described(each.info) for each in (source, joined)] == ["pairs of texts", "texts"]
+    turned = opened(f"{kind}:{file}(text=s2,pair=s1)")
+    assert len({each.fingerprint for each in (source, joined, turned)}) == 3
+
+
+def test_second_texts_may_be_joined_and_are_no_labels(tmp_path):
+    file = write(tmp_path / "t.csv", "text,class,b,label\nx,y,z,0\nu,v,w,1\n")
+    source = opened(f"csv:{file}(text=text,pair='class;b')")
+    rows = list(source.split("train").as_numpy_iterator())
+    assert [row[1].tolist() for row in rows] == [[b"x", b"y z"], [b"u", b"v w"]]
+    assert source.labels("train").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines", "reason"),
+    [
+        ("csv", b"s1,s2,label\nx,y,a\n{},y,b\nx,y,b", "has an empty 's1'"),
+        ("csv", b"s1,s2,label\nx,y,a\nx,{},b\nx,y,b", "has an empty 's2'"),
+        ("tsv", b"s1\ts2\tlabel\nx\ty\ta\nx\t{}\tb\nx\ty\tb", "has an empty 's2'"),
+    ],
+)
+@pytest.mark.parametrize("empty", [b"", b" ", "\u3000\xa0".encode()])
+def test_empty_texts_are_bad(tmp_path, kind, lines, reason, empty):
+    file = write(tmp_path / f"t.{kind}", lines.replace(b"{}", empty))
+    source = opened(f"{kind}:{file}(text=s1,pair=s2)")
+    assert bad(source) == [(f"t.{kind} line 3", reason)]
+    assert [row[1].tolist() for row in source.split("train").as_numpy_iterator()][1] == [b""] * 2
+    with pytest.raises(UserError, match=rf"t\.{kind} line 3 {reason}\. .*--skip_bad"):
+        stop_for_bad(source.bad, skip_bad=False)
+    stop_for_bad(source.bad, skip_bad=True)
+
+
+def test_joined_texts_are_bad_if_all_are_empty(tmp_path):
+    file = write(tmp_path / "t.csv", "a,b,label\nx,,0\n,y,1\n, ,1\n")
+    source = opened(f"csv:{file}(text='a;b')")
+    assert bad(source) == [("t.csv line 4", "has an empty 'a;b'")]
+    assert texts(source)[:2] == ["x ", " y"]
+
+
+def test_bad_texts_in_json_lines(tmp_path):
+    texts = ["x", " ", 3, None, "\ud800", "y"]
+    lines = [
+        json.dumps({"s1": "z", "s2": text, "label": row % 2}) for row, text in enumerate(texts)
+    ]
+    content = "\n".join(lines).encode() + b'\n{"s1": "z", "s2": "caf\xe9", "label": 0}'
+    source = opened(f"jsonl:{write(tmp_path / 't.jsonl', content)}(text=s1,pair=s2)")
+    assert bad(source) == [
+        ("t.jsonl line 2", "has an empty 's2'"),
+        ("t.jsonl line 3", "has no string for 's2'"),
+        ("t.jsonl line 4", "has nothing for 's2'"),
+        ("t.jsonl line 5", "is not UTF-8"),
+        ("t.jsonl line 7", "is not UTF-8"),
+    ]
+    kept = source.split("train", np.array([0, 5])).as_numpy_iterator()
+    assert [row[1].tolist() for row in kept] == [[b"z", b"x"], [b"z", b"y"]]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("options", ["", "(columns='text;label')"])
+def test_byte_order_mark_and_zero_bytes(tmp_path, mark, options):
+    for kind in ("csv", "tsv"):
+        lines = b"text,label\n" * (not options) + b"a\0b,x\0\n\0c\0,y\n"
+        lines = lines if kind == "csv" else lines.replace(b",", b"\t")
+        source = opened(f"{kind}:{write(tmp_path / f't.{kind}', mark + lines)}{options}")
+        assert texts(source) == ["a\0b", "\0c\0"]
+        assert source.info.task.names == ("x\0", "y")
+        assert source.bad == ()
+    lines = rb'{"text": "a\u0000", "label": "x"}' + b"\n" + rb'{"text": "b", "label": "\u0000"}'
+    source = opened(f"jsonl:{write(tmp_path / 't.jsonl', mark + lines)}")
+    assert texts(source) == ["a\0", "b"]
+    assert source.info.task.names == ("\0", "x")
 
 
 def test_file_without_names_of_columns_and_joined_texts(tmp_path):
@@ -393,6 +491,8 @@ def test_folder_instead_of_a_file(tmp_path):
 
 
 _WRONG_LINES = [
+    (b",a", "has an empty 'text'"),
+    (b"  ,a", "has an empty 'text'"),
     (b"one", "has 1 cells, and there are 2 columns"),
     (b"one,a,more", "has 3 cells, and there are 2 columns"),
     (b"caf\xe9,a", "is not UTF-8"),
@@ -438,6 +538,7 @@ def test_bad_lines_are_named_and_the_rest_is_usable(tmp_path, kind, line, reason
         (b'{"text": "x"}', "has nothing for 'label'"),
         (b'{"text": null, "label": "a"}', "has nothing for 'text'"),
         (b'{"text": 3, "label": "a"}', "has no string for 'text'"),
+        (b'{"text": " ", "label": "a"}', "has an empty 'text'"),
         (b'{"text": "caf\xe9", "label": "a"}', "is not UTF-8"),
         (rb'{"text": "\ud800", "label": "a"}', "is not UTF-8"),
         (b'{"text": "x", "label": {"a": 1}}', "has an object for its label"),
@@ -493,6 +594,12 @@ def test_class_in_test_that_train_lacks(tmp_path):
         ("text,label\nx,a\n", "(label=klass)", {}, "has no column 'klass'.*'label'"),
         ("text,label,text\nx,a,y\n", "", {}, "has the column 'text' twice"),
         ("text,label\nx,a\n", "(text=a, image=b)", {}, "text= or image=, not both"),
+        ("text,label\nx,a\n", "(pair=text)", {}, "must name the second of two texts"),
+        ("text,label\nx,a\n", "(text=text, pair=text)", {}, "must name the second of two texts"),
+        ("text,label\nx,a\n", "(text=text, pair='')", {}, "must name the second of two texts"),
+        ("text,label\nx,a\n", "(image=text, pair=label)", {}, "must name the second of two"),
+        ("text,label\nx,a\n", "(text=text, pair=b)", {}, "has no column 'b'"),
+        ("text,label\n,a\n ,b\n", "", {}, "has none; t.csv line 2 has an empty 'text'"),
         ("text,label\nx,a\n", "(label=a, target=b)", {}, "label= or target=, not both"),
         ("text,label\nx,a\n", "(columns='a;b;c')", {}, "3 columns of columns=, .* 2 cells"),
         ("text,label\nx,a\n", "(separator=|, target=label)", {}, "needs label="),

@@ -21,6 +21,7 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from tfxfer.data import availability, tfds_source
 from tfxfer.data.availability import check_available
 from tfxfer.data.base import DataInfo
+from tfxfer.data.scan import scan
 from tfxfer.data.tfds_source import TfdsSource, open_tfds
 from tfxfer.errors import UserError
 from tfxfer.spec import parse_spec
@@ -629,7 +630,12 @@ PAIR = {"a": features.Text(), "b": features.Text(), "y": np.int64}
 @pytest.mark.parametrize(
     ("kinds", "options", "task", "message"),
     [
-        (PAIR, "", "", r"one 8-bit image.*a .Text., b .Text., y .*mine\(image=KEY"),
+        (PAIR, "", "", r"pair of texts.*a .Text., b .Text., y .*\(text=a,pair=b,label=KEY\)"),
+        (PAIR, "pair=b", "", "must name the second of two texts, and text= the first"),
+        (PAIR, "text=b,pair=b", "", "must name the second of two texts, and text= the first"),
+        (PAIR, "text=a,pair=c", "", r"no feature 'c'.*a, b, y"),
+        (PAIR, "text=a,pair=y", "", "must hold"),
+        (PAIR, "text=a,pair=b,label=b", "", "must hold"),
         (PAIR, "text=c", "", r"no feature 'c'.*a, b, y"),
         (PAIR, "text=a,label=b", "", "must hold"),
         (PAIR, "text=a,image=b", "", "both image= and text="),
@@ -639,7 +645,7 @@ PAIR = {"a": features.Text(), "b": features.Text(), "y": np.int64}
         (PAIR, "text=a", "ranking", "must be one of"),
         ({"a": features.Text(), "y": np.float32}, "", SINGLE_LABEL, "of use for single_label"),
         ({"a": features.Text(), "y": features.ClassLabel(num_classes=2)}, "", REGRESSION, "of use"),
-        ({"a": np.float32, "y": np.float32}, "", "", "must hold"),
+        ({"a": np.float32, "y": np.float32}, "", "", r"must hold.*\(image=KEY,label=KEY\)"),
         ({"a": features.Image(shape=(2, 2, 4)), "y": np.int64}, "", "", "8-bit image of 1 or 3"),
     ],
 )
@@ -660,6 +666,66 @@ def test_task_and_text_are_of_the_features_that_are_named(tmp_path):
     source = opened("mine(text=b,label=y)", tmp_path)
     assert {text for _, text, _ in rows(source.split("train"))} == {b"b0", b"b1", b"b2", b"b3"}
     assert opened("mine(text=a,label=y)", tmp_path).fingerprint != source.fingerprint
+
+
+@pytest.mark.parametrize("options", ["", "(text=premise,pair=hypothesis)"])
+def test_pairs_of_texts(tmp_path, options):
+    kinds = {"premise": features.Text(), "hypothesis": features.Text(), "idx": np.int32}
+    kinds |= {"label": features.ClassLabel(names=["no", "yes"])}
+    texts = [("a b", "c"), ("a", "b c"), ("é", "d")]
+    make = [
+        {"premise": first, "hypothesis": second, "idx": row, "label": row % 2}
+        for row, (first, second) in enumerate(texts)
+    ]
+    store(tmp_path, kinds, train=make)
+    source = opened(f"mine{options}", tmp_path)
+    assert source.info == DataInfo(
+        "mine/1.0.0", Task(SINGLE_LABEL, ("no", "yes")), "text", (2,), {"train": 3}
+    )
+    assert source.split("train").element_spec[1] == tf.TensorSpec([2], tf.string)
+    found = rows(source.split("train"))
+    assert {tuple(text.decode() for text in x) for _, x, _ in found} == set(texts)
+    ((_, batch, _),) = rows(source.split("train", np.array([0, 2])).batch(2))
+    assert batch.tolist() == [found[0][1].tolist(), found[2][1].tolist()]
+    assert len(set(scan(source, ["train"]).hashes["train"].tolist())) == 3
+
+
+def test_fingerprint_tells_pairs_apart(tmp_path):
+    def of(folder, first, second, spec="mine(text=a,pair=b,label=y)"):
+        if not (tmp_path / folder).exists():
+            store(tmp_path / folder, PAIR, train=[{"a": first, "b": second, "y": 0}])
+        return opened(spec, tmp_path / folder).fingerprint
+
+    given = [of("0", "ab", "c"), of("1", "a", "bc"), of("2", "abc", "")]
+    given += [
+        of("0", "", "", f"mine({options},label=y)") for options in ("text=a", "text=b,pair=a")
+    ]
+    assert len(set(given)) == 5
+
+
+@pytest.mark.parametrize("options", ["text=a", "text=a,pair=b"])
+def test_texts_that_cannot_be_used_are_found_by_the_scan(tmp_path, monkeypatch, options):
+    texts = [b"x", b"caf\xe9", b" \n", b"y\0", b""]
+    store(
+        tmp_path,
+        PAIR,
+        train=[{"a": text, "b": "b", "y": row % 2} for row, text in enumerate(texts)],
+    )
+    source = opened(f"mine({options},label=y)", tmp_path)
+    stored = [np.ravel(x)[0] for _, x, _ in rows(source.read("train"))]
+    monkeypatch.setattr(TfdsSource, "where", None)  # A pass over the files for each.
+    found = scan(source, ["train"])
+    reasons = {b"caf\xe9": "is not UTF-8", b" \n": "has an empty text", b"": "has an empty text"}
+    expected = [(row, reasons[text]) for row, text in enumerate(stored) if text in reasons]
+    assert [(each.row, each.reason) for each in found.bad] == expected
+    assert found.bad[0].where == f"{ids(source, 'train')[expected[0][0]].decode()} of mine/1.0.0"
+
+
+def test_second_text_of_a_pair_may_not_be_empty(tmp_path):
+    make = {"a": str, "b": lambda row: " " * row, "y": lambda row: row % 2}
+    store(tmp_path, PAIR, train=examples(2, **make))
+    source = opened("mine(text=a,pair=b,label=y)", tmp_path)
+    assert [each.reason for each in scan(source, ["train"]).bad] == ["has an empty text"] * 2
 
 
 def test_check_is_asked_before_anything_is_opened(monkeypatch, tmp_path):

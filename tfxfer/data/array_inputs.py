@@ -43,10 +43,10 @@ def input_form(dtype: np.dtype, shape: tuple[int | None, ...], name: str) -> Inp
         name: Of the inputs, for errors.
 
     Raises:
-        UserError: If they are no images, texts or rows of numbers.
+        UserError: If they are no images, texts, pairs of texts or rows of numbers.
     """
-    if _is_text(dtype) and not shape:
-        return InputForm(TEXT, ())
+    if _is_text(dtype) and shape in ((), (2,)):
+        return InputForm(TEXT, shape)
     if dtype.kind in "uif":
         if len(shape) == 1 and shape[0]:
             return InputForm(TABLE, shape)
@@ -56,8 +56,8 @@ def input_form(dtype: np.dtype, shape: tuple[int | None, ...], name: str) -> Inp
             return InputForm(IMAGE, shape)
     described = ", ".join("?" if dim is None else str(dim) for dim in shape)
     raise UserError(
-        f"{name} must be images [h, w] or [h, w, 1 or 3], texts, or rows of numbers; "
-        f"each is {dtype} [{described}]",
+        f"{name} must be images [h, w] or [h, w, 1 or 3], texts, pairs of texts [2], or rows of "
+        f"numbers; each is {dtype} [{described}]",
         "Bring it to one of these shapes.",
     )
 
@@ -74,7 +74,7 @@ def common_form(forms: Mapping[str, InputForm], name: str) -> InputForm:
     """
     first = forms["train"]
     for split, form in forms.items():
-        if form.inputs != first.inputs or (first.inputs == TABLE and form != first):
+        if form.inputs != first.inputs or (first.inputs != IMAGE and form != first):
             raise UserError(
                 f"{name} must have the same inputs in every split, and has "
                 f"{first.inputs} {first.shape} in train and {form.inputs} {form.shape} in {split}",
@@ -96,7 +96,7 @@ def common_form(forms: Mapping[str, InputForm], name: str) -> InputForm:
 def check_inputs(
     form: InputForm, blocks: Iterator[tuple[int, np.ndarray]], digest: Any, name: str
 ) -> dict[int, str]:
-    """Hashes inputs, and finds those that are not finite.
+    """Hashes inputs, and finds numbers that are not finite and texts that are no strings.
 
     Args:
         form: Of the inputs.
@@ -105,24 +105,28 @@ def check_inputs(
         name: Of the inputs, for errors.
 
     Returns:
-        What is wrong, by the position of those that are not.
+        What is wrong, by position.
 
     Raises:
         UserError: If images have values that are not in [0, 255], or floats in [0, 1].
     """
-    wrong: list[int] = []
+    wrong: dict[int, str] = {}
     low, high, whole = np.inf, -np.inf, True
     for start, block in blocks:
         if form.inputs == TEXT:
-            for text in encoded(block):
+            for text in encoded(block).flat:
                 digest.update(len(text).to_bytes(8, "little") + text)
+            strings = np.array([isinstance(text, str | bytes) for text in block.flat])
+            rows = start + np.flatnonzero(~strings.reshape(len(block), -1).all(axis=1))
+            wrong |= dict.fromkeys(rows.tolist(), "has a text that is no string")
             continue
         digest.update(repr((block.dtype.str, block.shape[1:])).encode())
         digest.update(np.ascontiguousarray(block))
         if block.dtype == np.uint8:
             continue
         finite = np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
-        wrong += (start + np.flatnonzero(~finite)).tolist()
+        rows = start + np.flatnonzero(~finite)
+        wrong |= dict.fromkeys(rows.tolist(), "has an input that is not finite")
         if form.inputs == IMAGE and finite.any():
             low, high = min(low, block[finite].min()), max(high, block[finite].max())
             whole = whole and block.dtype.kind in "ui"
@@ -137,7 +141,7 @@ def check_inputs(
                 f"{name} must be images of values in [0, 255], and has floats of at most 1",
                 "Multiply them by 255; the backbone scales them itself.",
             )
-    return dict.fromkeys(wrong, "has an input that is not finite")
+    return wrong
 
 
 def item_bytes(x: np.ndarray) -> int:
@@ -149,8 +153,12 @@ def encoded(block: np.ndarray) -> np.ndarray:
     """Returns texts as bytes, and other inputs as they are."""
     if not _is_text(block.dtype):
         return block
-    texts = [text if isinstance(text, bytes) else str(text).encode() for text in block]
-    return np.array(texts, object)
+    # What is not UTF-8 stays so, and is found with the bytes that are not.
+    texts = [
+        text if isinstance(text, bytes) else str(text).encode(errors="surrogatepass")
+        for text in block.flat
+    ]
+    return np.array(texts, object).reshape(block.shape)
 
 
 def _is_text(dtype: np.dtype) -> bool:

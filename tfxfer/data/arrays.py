@@ -40,16 +40,16 @@ def open_arrays(
             `(x, y)`, finite and always in the same order; or a mapping of the names of splits to
             such. Without a mapping everything is `train`.
             `x` are images, uint8 or float in [0, 255], `[n, h, w]` or `[n, h, w, 1 or 3]`; texts,
-            strings `[n]`; or numbers `[n, d]`. `y` are classes, integers from 0 or strings, `[n]`
-            or `[n, 1]`; classes that apply or not, 0 or 1, `[n, classes]`; or numbers, float
-            `[n]` or `[n, targets]`. Arrays are not copied.
+            strings `[n]`, or pairs of texts `[n, 2]`; or numbers `[n, d]`. `y` are classes,
+            integers from 0 or strings, `[n]` or `[n, 1]`; classes that apply or not, 0 or 1,
+            `[n, classes]`; or numbers, float `[n]` or `[n, targets]`. Arrays are not copied.
         label_names: Of the classes, in the order of the integers, or of the targets.
         task: `single_label`, `multi_label` or `regression`; by the type and shape of `y` if empty.
         name: What to call the data.
 
     Returns:
-        The data. Examples whose label is NaN, infinite or out of range, and inputs that are not
-        finite, are listed as bad.
+        The data. Examples whose label is NaN, infinite or out of range, inputs that are not finite,
+        and texts that are no strings, are listed as bad.
 
     Raises:
         UserError: If shapes, types or ranges are none of these.
@@ -194,8 +194,8 @@ class DatasetSource(_HeldSource):
         taken = {split: ([], data) for split, data in self._datasets.items()}
         blocks = {split: (_inputs_of(data, y), y) for split, (y, data) in taken.items()}
         super().__init__(forms, blocks, label_names, task, name)
-        dims = [dim or 256 for dim in self.info.shape]
-        self.raw_bytes = int(np.prod(dims)) * 4 if dims else 1000
+        if self.info.inputs != TEXT:
+            self.raw_bytes = int(np.prod([dim or 256 for dim in self.info.shape])) * 4
 
     def read(self, name: str, rows: np.ndarray | None = None) -> tf.data.Dataset:
         """Returns `(id, x as the dataset gives it, y)`."""
@@ -259,7 +259,8 @@ def _dataset_form(data: tf.data.Dataset, name: str) -> InputForm:
     if int(data.cardinality()) == tf.data.INFINITE_CARDINALITY:
         raise UserError(f"{name} must end, and repeats for ever", "Leave out repeat().")
     batched = y.shape.rank == 2 or (y.shape.rank == 1 and y.shape[0] is None)
-    if batched or x.shape.rank == 4 or (x.dtype == tf.string and x.shape.rank):
+    texts = x.dtype == tf.string and x.shape.as_list() not in ([], [2])
+    if batched or x.shape.rank == 4 or texts:
         raise UserError(
             f"{name} must give one example at a time, and gives batches: {x.shape}, {y.shape}",
             "Add .unbatch().",
@@ -271,18 +272,25 @@ def _dataset_form(data: tf.data.Dataset, name: str) -> InputForm:
 def _check_order(data: tf.data.Dataset, name: str) -> None:
     first, again = (data.take(_PROBE).as_numpy_iterator() for _ in range(2))
     for one, other in itertools.zip_longest(first, again, fillvalue=()):
-        if [np.asarray(a).tobytes() for a in one] != [np.asarray(b).tobytes() for b in other]:
+        if list(map(_content, one)) != list(map(_content, other)):
             raise UserError(
                 f"{name} must give its examples always in the same order, and does not",
                 "Leave out shuffle() and anything random; training shuffles.",
             )
 
 
+def _content(value: Any) -> Any:
+    """Returns what two values can be told apart by; arrays of texts hold mere references."""
+    value = np.asarray(value)
+    return value.tolist() if value.dtype == object else value.tobytes()
+
+
 def _inputs_of(data: tf.data.Dataset, labels: list[Any]) -> Iterator[tuple[int, np.ndarray]]:
     """Gives the inputs one by one, and adds the labels to a list."""
     for row, (value, label) in enumerate(data.as_numpy_iterator()):
         labels.append(label)
-        yield row, np.asarray(value)[None]
+        # As it is: NumPy's own type of bytes drops zeros at the end.
+        yield row, np.array([value], object) if isinstance(value, bytes) else value[None]
 
 
 def _blocks(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

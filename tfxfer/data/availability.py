@@ -21,7 +21,8 @@ from tensorflow_datasets.core import naming
 from tensorflow_datasets.core.community import community_register
 from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
-import tfxfer.data.digits  # noqa: F401 (TFDS knows a builder once its class is defined)
+import tfxfer.data.digits  # TFDS knows a builder once its class is defined.
+import tfxfer.data.docstrings  # noqa: F401
 from tfxfer.errors import UserError, first_line
 
 _INFO = "dataset_info.json"
@@ -126,8 +127,9 @@ def cannot_be_opened(name: str, reason: str, data_dir: str) -> UserError:
         f"Dataset {name!r} cannot be opened by TensorFlow Datasets: {reason.rstrip(' .:')}",
         (f"Did you mean {' or '.join(close)}? " if close else "")
         + (f"For a folder of images write folder:{name}. " if Path(name).is_dir() else "")
-        + "Use 'digits', a name from https://www.tensorflow.org/datasets/catalog, or a name with "
-        f"the folder it is prepared in as --data_dir, which is {data_dir or 'empty'!r} now.",
+        + "Use 'digits' or 'docstrings', a name from https://www.tensorflow.org/datasets/catalog, "
+        "or a name with the folder it is prepared in as --data_dir, which is "
+        f"{data_dir or 'empty'!r} now.",
     )
 
 

@@ -1,6 +1,6 @@
 """What every source of data gives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class DataInfo:
         task: What its labels are.
         inputs: `image`, `text` or `table`.
         shape: Of one input. Of an image height, width and channels, `None` where it varies; of a
-            text `()`; of a row of numbers its length.
+            text `()`, of a pair of texts `(2,)`; of a row of numbers its length.
         examples: Number of examples per split.
     """
 
@@ -91,7 +91,8 @@ class DataSource:
         """Makes of a stored input what models take; a TensorFlow function of one example.
 
         Returns:
-            An image, uint8 `[height, width, channels]`; a text, string scalar; numbers, float32.
+            An image, uint8 `[height, width, channels]`; a text, string scalar; the first and the
+            second text of a pair, string `[2]`; numbers, float32.
         """
         return raw
 
@@ -106,6 +107,10 @@ class DataSource:
     def where(self, name: str, row: int) -> str:
         """Names an example for a person, such as its file or its line."""
         return f"row {row} of split {name!r} of {self.info.name}"
+
+    def places(self, name: str, rows: Sequence[int]) -> list[str]:
+        """Names several examples, at increasing positions, as `where` does."""
+        return [self.where(name, row) for row in rows]
 
     def split(self, name: str, rows: np.ndarray | None = None) -> tf.data.Dataset:
         """Returns a split as `(id, x, y)`, decoded, in the order of `read`."""

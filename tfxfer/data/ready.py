@@ -1,6 +1,7 @@
 """Data that was opened, checked and split: what a method starts from."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tfxfer.data.base import BadExample, DataSource
 from tfxfer.data.leaks import Leaks
@@ -19,6 +20,8 @@ class ReadyData:
             was scanned.
         drawn_from: What train was drawn from, for each of `splits`: the same but where fewer
             examples were asked for.
+        cut: How many texts of each part of the first of `splits` are longer than the backbone
+            reads; empty for other inputs.
     """
 
     source: DataSource
@@ -26,3 +29,4 @@ class ReadyData:
     bad: tuple[BadExample, ...]
     leaks: tuple[Leaks, ...]
     drawn_from: tuple[Part, ...] = ()
+    cut: Mapping[str, int] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tfxfer.data.base import IMAGE, TEXT
 from tfxfer.data.labels import check_task
@@ -12,8 +13,9 @@ from tfxfer.task import MULTI_LABEL, REGRESSION
 _USUAL = {
     IMAGE: ("image", "image_path", "path", "file", "filename", "filepath"),
     TEXT: ("text", "sentence", "review", "message", "content", "document"),
-    "label": ("label", "class", "category", "target", "y"),
+    "label": ("label", "class", "category", "target", "sentiment", "y"),
 }
+PAIR = "pair"  # The option of the second text of a pair.
 _TASKS = {"label": "", "labels": MULTI_LABEL, "target": REGRESSION, "targets": REGRESSION}
 
 
@@ -24,6 +26,7 @@ class Roles:
     Attributes:
         inputs: `image` or `text`.
         columns: Of the input; several texts are joined.
+        pair: Of the second text of a pair, likewise; empty if there is none.
         labels: Of what is to be learned.
         named: Whether a label is the name of a class, or several, not a value for each.
         task: Its kind; empty if the labels say it.
@@ -34,6 +37,7 @@ class Roles:
 
     inputs: str
     columns: tuple[str, ...]
+    pair: tuple[str, ...]
     labels: tuple[str, ...]
     named: bool
     task: str
@@ -42,9 +46,15 @@ class Roles:
     group: str
 
     @property
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        """The columns of each part of an input: of a pair two, else one."""
+        return (self.columns, self.pair) if self.pair else (self.columns,)
+
+    @property
     def used(self) -> tuple[str, ...]:
         """All columns that are read."""
-        return (*self.columns, *self.labels, *filter(None, (self.split, self.group)))
+        taken = (*self.columns, *self.pair, *self.labels)
+        return (*taken, *filter(None, (self.split, self.group)))
 
 
 def find_roles(
@@ -64,6 +74,7 @@ def find_roles(
     """
     check_task(task)
     inputs = _only_one(options, (TEXT, IMAGE), name)
+    check_pair(options, name)
     key = _only_one(options, tuple(_TASKS), name)
     labels, split = listed(options.get(key, "")), options.get("split", "")
     separator = options.get("separator", "")
@@ -87,7 +98,7 @@ def find_roles(
             f"not {options[key]!r}",
             "Use labels='a;b' or targets='a;b' for several.",
         )
-    columns = listed(options.get(inputs, ""))
+    columns, pair = listed(options.get(inputs, "")), listed(options.get(PAIR, ""))
     if not inputs:
         inputs = IMAGE if not _usual(file.columns, TEXT, (*labels, split, group)) else TEXT
         columns = _usual(file.columns, inputs, (*labels, split, group))[:1]
@@ -99,14 +110,32 @@ def find_roles(
             "has none",
             f"Say text=COLUMN or image=COLUMN. {file.advice()}",
         )
-    labels = labels or _usual(file.columns, "label", (*columns, split, group))[:1]
+    labels = labels or _usual(file.columns, "label", (*columns, *pair, split, group))[:1]
     if not labels:
         raise UserError(
             f"{name} must have a column of labels with a usual name, and has none",
             f"Say label=COLUMN, labels='a;b' or target=COLUMN. {file.advice()}",
         )
     named = key in ("", "label") or bool(separator)
-    return Roles(inputs, columns, labels, named, task or kind, separator, split, group)
+    return Roles(inputs, columns, pair, labels, named, task or kind, separator, split, group)
+
+
+def check_pair(options: Mapping[str, Any], name: str) -> None:
+    """Checks that `pair=`, if there, names another text than `text=`.
+
+    Args:
+        options: Of a dataset.
+        name: Of it, for the error.
+
+    Raises:
+        UserError: If not.
+    """
+    second = options.get(PAIR)
+    if PAIR in options and (not second or options.get(TEXT) in (None, "", second)):
+        raise UserError(
+            f"pair= of {name} must name the second of two texts, and text= the first",
+            "Write such as text=sentence1,pair=sentence2.",
+        )
 
 
 def listed(option: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,10 +29,11 @@ class Scan:
     """What a look at every example found.
 
     Attributes:
-        bad: Images that cannot be decoded, in order; without those of `DataSource.bad`.
+        bad: Images that cannot be decoded, and texts that are empty or not UTF-8, in order; without
+            those of `DataSource.bad`.
         hashes: By split, a hash of each example, uint64 `[n]`: of images one that is nearly the
-            same for images that look the same, of texts one that is the same for the same text.
-            Those of bad examples are near none. Empty for other inputs.
+            same for images that look the same, of texts one that is the same for the same text, or
+            the same pair of texts. Those of bad examples are near none. Empty for other inputs.
     """
 
     bad: tuple[BadExample, ...]
@@ -72,12 +73,18 @@ def scan(source: DataSource, splits: Sequence[str], cache: Cache | None = None) 
         # Rows without a hash of their own get one that is near no other.
         hashes[split] = np.array([_hash(f"{split}/{row}".encode()) for row in range(count)])
         look = _hash_images if source.info.inputs == IMAGE else _hash_texts
+        wrong: dict[int, str] = {}
         for row, found in look(source, split, rows):
             if isinstance(found, str):
-                bad.append(BadExample(source.where(split, row), found, split, row))
+                wrong[row] = found
             else:
                 hashes[split][row] = found
-    result = Scan(tuple(sorted(bad, key=lambda e: (splits.index(e.split), e.row))), hashes)
+        places = source.places(split, sorted(wrong))
+        bad += [
+            BadExample(place, wrong[row], split, row)
+            for row, place in zip(sorted(wrong), places, strict=True)
+        ]
+    result = Scan(tuple(bad), hashes)
     if cache:
         _write(result, cache, parts, source.info.name)
     return result
@@ -212,11 +219,23 @@ def _perceptual(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _hash_texts(
     source: DataSource, split: str, rows: np.ndarray
-) -> Iterator[tuple[int, np.uint64]]:
+) -> Iterator[tuple[int, np.uint64 | str]]:
     data = source.read(split, rows).map(lambda _, raw, __: source.decode(raw)).batch(_BATCH)
-    texts: Iterable[bytes] = (text for batch in data.as_numpy_iterator() for text in batch)
-    for row, text in zip(rows.tolist(), texts, strict=True):
-        yield row, _hash(text)
+    examples = (texts for batch in data.as_numpy_iterator() for texts in batch)
+    for row, texts in zip(rows.tolist(), examples, strict=True):
+        yield row, _look_at_texts([texts] if isinstance(texts, bytes) else texts.tolist())
+
+
+def _look_at_texts(texts: Sequence[bytes]) -> np.uint64 | str:
+    """Returns a hash of a text or a pair of texts, or what is wrong with it."""
+    try:
+        if not all(text.decode().strip() for text in texts):
+            return "has an empty text"
+    except UnicodeDecodeError:
+        return "is not UTF-8"
+    # With its length, so that what is moved from one text of a pair to the other counts.
+    first, *second = texts
+    return _hash(b"%d %s%s" % (len(first), first, *second) if second else first)
 
 
 def _hash(content: bytes) -> np.uint64:

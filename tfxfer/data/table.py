@@ -24,8 +24,8 @@ from tfxfer.spec import Spec
 from tfxfer.task import Task
 
 _OPTIONS = (
-    *("text", "image", "root", "label", "labels", "separator", "target", "targets", "names"),
-    *("columns", "delimiter", "split", "validation", "test"),
+    *("text", "pair", "image", "root", "label", "labels", "separator", "target", "targets"),
+    *("names", "columns", "delimiter", "split", "validation", "test"),
 )
 _PLACES = ("root", "validation", "test")  # These say where data is, not what it is.
 _BLOCK = 256  # Texts handed to TensorFlow at a time.
@@ -42,6 +42,7 @@ def open_table(spec: Spec, *, task: str = "", group_column: str = "") -> "TableS
         spec: The file, and these options, all of which may be left out:
             `text=COLUMN` or `image=COLUMN`: the inputs; several texts, `a;b`, are joined. Paths
             of images are relative to `root=FOLDER`, or else to the folder of the table.
+            `pair=COLUMN`: beside `text=`, the second text of a pair.
             `label=COLUMN`: the class. `labels=a;b;c`: columns of 0 and 1, one a class.
             `labels=COLUMN`: a list of classes in JSON, or with `separator=|` those between such.
             `target=COLUMN`, `targets=a;b`: numbers. Columns that are not named are found by usual
@@ -55,7 +56,8 @@ def open_table(spec: Spec, *, task: str = "", group_column: str = "") -> "TableS
         group_column: A column whose value keeps examples together.
 
     Returns:
-        The table. `bad` lists the lines that cannot be used, and missing and unreadable images.
+        The table. `bad` lists the lines that cannot be used, such as those with an empty text, and
+        missing and unreadable images.
 
     Raises:
         UserError: If a file or column is missing, or there is nothing to learn from.
@@ -108,7 +110,7 @@ class TableSource(DataSource):
             name=name,
             task=_renamed(labels.task, listed(options.get("names", "")), name),
             inputs=self._roles.inputs,
-            shape=common_shape(headers) if headers else (),
+            shape=common_shape(headers) if headers else (2,) if self._roles.pair else (),
             examples={split: len(rows.lines) for split, rows in self._rows.items()},
         )
         count = sum(self.info.examples.values())
@@ -124,7 +126,7 @@ class TableSource(DataSource):
         self.fingerprint = digest.hexdigest()
 
     def read(self, name: str, rows: np.ndarray | None = None) -> tf.data.Dataset:
-        """Returns `(id, text or path, y)`; what is bad has an empty text."""
+        """Returns `(id, text, pair of texts or path, y)`; what is bad has empty texts."""
         labels, kept = self._labels[name], self._rows[name]
         chosen = np.arange(len(labels)) if rows is None else np.asarray(rows)
         if self.info.inputs == IMAGE:
@@ -141,9 +143,10 @@ class TableSource(DataSource):
                 block = list(itertools.islice(texts, len(at)))
                 if len(block) < len(at):
                     raise ValueError(f"{self._name(name)} is shorter than it was when opened")
-                yield np.array(self._ids(name, at), object), np.array(block, object), labels[at]
+                inputs = np.array(block, object).reshape(len(at), *self.info.shape)
+                yield np.array(self._ids(name, at), object), inputs, labels[at]
 
-        return from_blocks(blocks, tf.TensorSpec([], tf.string), labels, len(chosen))
+        return from_blocks(blocks, tf.TensorSpec(self.info.shape, tf.string), labels, len(chosen))
 
     def _name(self, split: str) -> str:
         return self._names.get(split, self._names["train"])
@@ -152,19 +155,22 @@ class TableSource(DataSource):
         lines, file = self._rows[split].lines, os.fsencode(self._name(split))
         return [b"%s:%d" % (file, lines[row]) for row in rows]
 
-    def _texts(self, split: str, chosen: np.ndarray) -> Iterator[bytes]:
+    def _texts(self, split: str, chosen: np.ndarray) -> Iterator[list[bytes]]:
         rows, wanted = self._rows[split], iter(chosen.tolist())
         row = next(wanted, None)
         for record in self._files.get(split, self._files["train"]):
             if row is None:
                 return
             if record.line == rows.lines[row]:
-                cells = [] if row in rows.bad else self._roles.columns
-                yield " ".join(record.cells[column] for column in cells).encode()
+                cells = {} if row in rows.bad else record.cells
+                yield [
+                    " ".join(cells[column] for column in part if cells).encode()
+                    for part in self._roles.parts
+                ]
                 row = next(wanted, None)
 
     def decode(self, raw: tf.Tensor) -> tf.Tensor:
-        """Decodes an image file; a text stays as it is."""
+        """Decodes an image file; texts stay as they are."""
         return decode_image_file(raw, self.info.shape) if self.info.inputs == IMAGE else raw
 
     def labels(self, name: str) -> np.ndarray:
@@ -231,22 +237,22 @@ def _complaint(cells: Mapping[str, Any], roles: Roles) -> str:
     for column in roles.used:
         if cells.get(column) is None:
             return f"has nothing for {column!r}"
-    for column in roles.columns:
+    for column in (*roles.columns, *roles.pair):
         if not isinstance(cells[column], str):
             return f"has no string for {column!r}"
         if not encodable(cells[column]):
             return "is not UTF-8"
+    for part in roles.parts:
+        if not any(cells[column].strip() for column in part):
+            return f"has an empty {';'.join(part)!r}"
     for column in roles.labels:
         label = _plain(cells[column])
         if label is None:
             return "has an object for its label"
         if label == "" and not roles.separator:
             return f"has an empty {column!r}"
-    filled = (roles.group, roles.columns[0] if roles.inputs == IMAGE else "")
-    for column in filter(None, filled):
-        if not _cell_text(cells[column]):
-            return f"has an empty {column!r}"
-    return ""
+    empty = roles.group and not _cell_text(cells[roles.group])
+    return f"has an empty {roles.group!r}" if empty else ""
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Which features of a TFDS dataset go in, and which is to be learned."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,22 +9,49 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfxfer.data.base import IMAGE, TABLE, TEXT
+from tfxfer.data.roles import PAIR, check_pair
 from tfxfer.errors import UserError
 from tfxfer.spec import Spec
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 INPUTS = (IMAGE, TEXT, TABLE)
+_PAIRS = (  # Usual keys of two texts that belong together.
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")),
+    *(("question", "sentence"), ("text_a", "text_b")),
+)
 LABELS = {"label": SINGLE_LABEL, "labels": MULTI_LABEL, "target": REGRESSION}
 
 
 @dataclass(frozen=True)
 class Input:
-    """The feature that goes in: an image, a text or a row of numbers."""
+    """What goes in: the feature of an image, a text or a row of numbers, or those of two texts.
+
+    Attributes:
+        key: Of the feature; of a pair, of the first.
+        feature: Itself.
+        inputs: `image`, `text` or `table`.
+        shape: Of one input; see `DataInfo`.
+        pair: The key of the second text of a pair; empty if there is none.
+    """
 
     key: str
     feature: Any
     inputs: str
     shape: tuple[int | None, ...]
+    pair: str = ""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all features that go in."""
+        return (self.key, self.pair) if self.pair else (self.key,)
+
+    def raw(self, example: Mapping[str, Any]) -> Any:
+        """Returns what goes in, as it is stored; of a pair string `[2]`."""
+        return tf.stack([example[key] for key in self.keys]) if self.pair else example[self.key]
+
+    def with_pair(self, key: str) -> "Input":
+        """Returns this text as the first of a pair."""
+        return replace(self, shape=(2,), pair=key)
 
 
 @dataclass(frozen=True)
@@ -75,11 +102,13 @@ def find_features(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> tuple[I
     """Returns what goes in and what is to be learned.
 
     As the options say, else as the dataset's supervised keys do, else the only image (or text, or
-    row of numbers) and the only class label (or list of these, or number, or row of numbers).
+    row of numbers) and the only class label (or list of these, or number, or row of numbers). Of
+    several texts, two that usually are a pair, such as `premise` and `hypothesis`.
 
     Args:
         info: Of the dataset; it need not be prepared.
-        spec: Options `image`, `text` or `table`, and `label`, `labels` or `target` name features.
+        spec: Options `image`, `text` or `table`, and `label`, `labels` or `target` name features;
+            `pair`, beside `text`, that of a second text.
         task: One of `task.KINDS`; by the feature if empty.
 
     Returns:
@@ -89,7 +118,9 @@ def find_features(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> tuple[I
         UserError: If there are no such features, or several that may be meant.
     """
     features = dict(info.features or {})
+    check_pair(spec.options, repr(spec.text))
     inputs, x_key = _named(spec, INPUTS)
+    _, pair_key = _named(spec, (PAIR,))
     option, y_key = _named(spec, LABELS)
     if option and task not in ("", LABELS[option]):
         raise UserError(
@@ -97,7 +128,7 @@ def find_features(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> tuple[I
             f"Use {next(o for o, kind in LABELS.items() if kind == task)}= instead.",
         )
     task = task or (LABELS[option] if option else "")
-    for key in filter(None, (x_key, y_key)):
+    for key in filter(None, (x_key, pair_key, y_key)):
         if key not in features:
             raise UserError(
                 f"Dataset {info.full_name} has no feature {key!r}",
@@ -108,23 +139,27 @@ def find_features(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> tuple[I
         if len(keys) == 2 and all(isinstance(key, str) for key in keys):
             x_key, y_key = x_key or keys[0], y_key or keys[1]
         elif not (x_key and y_key):
-            raise _unusable(info, features, task)
+            raise _unusable(info, spec, task)
     xs = [_input(key, features[key], inputs) for key in ([x_key] if x_key else features)]
-    x = _only([[x for x in xs if x and x.inputs == kind and x.key != y_key] for kind in INPUTS])
+    ranked = [[x for x in xs if x and x.inputs == kind and x.key != y_key] for kind in INPUTS]
+    x = _only(ranked) or _usual_pair(ranked)
+    if x and pair_key:
+        second = pair_key != y_key and _input(pair_key, features[pair_key], TEXT)
+        x = x.with_pair(pair_key) if second else None
     ys: list[Callable[[str, Any, str], Label | None]] = [_class, _classes, _number, _numbers]
-    taken = x.key if x else ""
+    taken = x.keys if x else ()
     label = _only(
         [
             [
                 label
                 for key in ([y_key] if y_key else features)
-                if key != taken and (label := make(key, features[key], task))
+                if key not in taken and (label := make(key, features[key], task))
             ]
             for make in ys
         ]
     )
     if not (x and label):
-        raise _unusable(info, features, task)
+        raise _unusable(info, spec, task)
     return x, label
 
 
@@ -142,14 +177,25 @@ def _only(ranked: list[list[Any]]) -> Any:
     return first[0] if len(first) == 1 else None
 
 
-def _unusable(info: tfds.core.DatasetInfo, features: Mapping[str, Any], task: str) -> UserError:
+def _usual_pair(ranked: list[list[Input]]) -> Input | None:
+    """Returns two texts of the first list that has any, by their usual names; `None` if not two."""
+    texts = {x.key: x for x in next(filter(None, ranked), []) if x.inputs == TEXT}
+    pairs = (texts[a].with_pair(b) for a, b in _PAIRS if a in texts and b in texts)
+    return next(pairs, None)
+
+
+def _unusable(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> UserError:
+    features = dict(info.features or {})
+    texts = [key for key, feature in features.items() if _is_text(feature)]
+    such_as = "text={},pair={}".format(*texts) if len(texts) > 1 else "image=KEY"
     listed = ", ".join(f"{key} ({type(f).__name__})" for key, f in sorted(features.items()))
     return UserError(
-        f"Dataset {info.full_name} must hold one 8-bit image of 1 or 3 channels, text or row of "
-        f"numbers an example, and one class label, list of labels, number or row of numbers"
+        f"Dataset {info.full_name} must hold one 8-bit image of 1 or 3 channels, text, pair of "
+        f"texts or row of numbers an example, and one class label, list of labels, number or row "
+        f"of numbers"
         f"{f' that is of use for {task}' if task else ''}; its features are {listed or 'unknown'}, "
         f"with supervised keys {info.supervised_keys}",
-        f"Name the two that are meant, such as {info.name}(image=KEY,label=KEY), or choose another "
+        f"Name those that are meant, such as {spec.name}({such_as},label=KEY), or choose another "
         "dataset.",
     )
 

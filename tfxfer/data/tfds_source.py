@@ -19,7 +19,9 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from tfxfer.data.availability import can_download, check_available, open_builder
 from tfxfer.data.base import IMAGE, TABLE, BadExample, DataInfo, DataSource
 from tfxfer.data.digits import Digits
+from tfxfer.data.docstrings import Docstrings
 from tfxfer.data.labels import check_task
+from tfxfer.data.roles import PAIR
 from tfxfer.data.split_names import split_named
 from tfxfer.data.tfds_features import INPUTS, LABELS, Input, Label, find_features
 from tfxfer.errors import UserError, first_line
@@ -82,7 +84,7 @@ class TfdsSource(DataSource):
         return self._chosen(name, rows).map(
             lambda example: (
                 example["tfds_id"],
-                example[self._x.key],
+                self._x.raw(example),
                 self._label.y(example[self._label.key]),
             ),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -122,8 +124,12 @@ class TfdsSource(DataSource):
 
     def where(self, name: str, row: int) -> str:
         """Names an example by its TFDS id: its file, and its place in it."""
-        (example,) = self._chosen(name, np.array([row]), [self._label.key]).as_numpy_iterator()
-        return self._place(example["tfds_id"])
+        return self.places(name, [row])[0]
+
+    def places(self, name: str, rows: Sequence[int]) -> list[str]:
+        """Names examples in one pass over the files."""
+        chosen = self._chosen(name, np.array(rows, int), [self._label.key]) if rows else []
+        return [self._place(example["tfds_id"].numpy()) for example in chosen]
 
     def _place(self, example_id: bytes) -> str:
         return f"{example_id.decode()} of {self._name}"
@@ -146,7 +152,7 @@ class TfdsSource(DataSource):
 
     def _fingerprint(self) -> str:
         """Hashes examples rather than files: two preparations of the same data differ in bytes."""
-        info, keys = self._builder.info, [self._x.key, self._label.key]
+        info, keys = self._builder.info, [*self._x.keys, self._label.key]
         whole = info.dataset_size <= _HASHED_WHOLE
         task = self.info.task
         described: list[Any] = [self._name, keys, self.info.inputs, task.kind, task.names]
@@ -160,14 +166,14 @@ class TfdsSource(DataSource):
             digest.update(json.dumps([name, self.info.examples[name]]).encode())
             examples = self._read(name, keys, ids=False).take(-1 if whole else _HASHED_FIRST)
             pairs = examples.map(
-                lambda example: (example[keys[0]], self._label.y(example[keys[1]])),
+                lambda example: (self._x.raw(example), self._label.y(example[self._label.key])),
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
             found = []
             for inputs, labels in self._numpy(pairs):
                 if inputs.dtype == object:
-                    digest.update(np.array([len(value) for value in inputs]).tobytes())
-                    digest.update(b"".join(inputs))
+                    digest.update(np.array([len(value) for value in inputs.flat]).tobytes())
+                    digest.update(b"".join(inputs.flat))
                 else:
                     digest.update(inputs.tobytes())
                 digest.update(labels.tobytes())
@@ -190,7 +196,7 @@ class TfdsSource(DataSource):
         self, name: str, rows: np.ndarray | None, keys: Sequence[str] = ()
     ) -> tf.data.Dataset:
         """Reads the examples at some positions; all if `None`."""
-        examples = self._read(name, keys or [self._x.key, self._label.key])
+        examples = self._read(name, keys or [*self._x.keys, self._label.key])
         if rows is None:
             return examples
         mask = np.zeros(self.info.examples[name], bool)
@@ -239,7 +245,8 @@ def open_tfds(
         spec: A TFDS name, with config or version if need be, such as `mnist:3.*.*`, or the folder
             of a prepared dataset. Options `train`, `validation` and `test` are parts in TFDS'
             syntax, such as `train[:80%]+extra`, or `none`; `image`, `text` or `table` names the
-            feature that goes in, `label`, `labels` or `target` the one that is to be learned.
+            feature that goes in, `pair`, beside `text`, that of a second text, and `label`,
+            `labels` or `target` the one that is to be learned.
         data_dir: Folder of prepared datasets; TFDS's own default if empty.
         download: Whether files may be downloaded; without it the network is not touched.
         manual_dir: Folder with files that would be downloaded otherwise.
@@ -252,7 +259,7 @@ def open_tfds(
         UserError: If TFDS knows no such dataset, cannot have or prepare it, or it is of another
             kind.
     """
-    spec.only((*_PARTS, *INPUTS, *LABELS))
+    spec.only((*_PARTS, *INPUTS, PAIR, *LABELS))
     check_task(task)
     check_available(spec.name, data_dir, download, manual_dir)
     builder = open_builder(spec.name, data_dir)
@@ -273,7 +280,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, name: str, download: bool, manua
         _forbid_downloads(builder, manual_dir, "the network is not there")
     config = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
     # Where nothing is downloaded, say nothing of that.
-    silent = isinstance(builder, Digits) or bool(manual_dir) or not download
+    silent = isinstance(builder, Digits | Docstrings) or bool(manual_dir) or not download
     try:
         with contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext():
             builder.download_and_prepare(download_config=config, file_format="tfrecord")
