@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tests.conftest import small_network
 from tests.served import Served
+from tfxfer.backbones import Backbone, ImageContract
 from tfxfer.export import save_hub_module
 
 
@@ -24,12 +25,22 @@ class Source:
         trains: Whether it can be unfrozen.
         options: More arguments of `load_backbone`.
         safe: Whether a `.keras` file of it loads in Keras' safe mode.
+        inputs: `image` or `text`.
+        replicas: Whether it runs on several devices of one kind.
     """
 
     make: Callable[[Path], Any]
     trains: bool = True
     options: tuple[tuple[str, Any], ...] = ()
     safe: bool = True
+    inputs: str = "image"
+    replicas: bool = True
+
+
+def range_of(backbone: Backbone) -> tuple[float, float]:
+    """What a backbone wants of black and of white."""
+    assert isinstance(backbone.contract, ImageContract)
+    return backbone.contract.value_range
 
 
 def classifier() -> keras.Model:

@@ -147,7 +147,7 @@ def test_merging_leaves_the_plain_network(conv, images, labels, tmp_path):
     assert [(stage.name, stage.paths) for stage in loaded.backbone.stages] == stages
 
     task = Task(SINGLE_LABEL, ("a", "b", "c"))
-    save_predictor(model, tmp_path / "saved", task, channels=1)
+    save_predictor(model, tmp_path / "saved", task, (None, None, 1))
     served = served_outputs(tmp_path / "saved", tf.data.Dataset.from_tensors(images))
     np.testing.assert_allclose(served, tf.nn.softmax(expected), atol=1e-5)
 

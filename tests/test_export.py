@@ -22,7 +22,7 @@ ABC = Task(SINGLE_LABEL, ("a", "b", "c"))
 
 def test_classifier_answers_as_the_model(model, images, tmp_path):
     path = tmp_path / "saved_model" / "1"
-    save_predictor(model, path, ABC, channels=1)
+    save_predictor(model, path, ABC, (None, None, 1))
     expected = tf.nn.softmax(model(images))
     data = tf.data.Dataset.from_tensor_slices(images).batch(7)
     np.testing.assert_allclose(served_outputs(path, data), expected, atol=1e-6)
@@ -33,7 +33,7 @@ def test_classifier_answers_as_the_model(model, images, tmp_path):
 
 @pytest.mark.parametrize("kind", [MULTI_LABEL, REGRESSION])
 def test_other_tasks_are_served_with_their_names(model, images, tmp_path, kind):
-    save_predictor(model, tmp_path / "1", Task(kind, ("a", "b", "c")), channels=1)
+    save_predictor(model, tmp_path / "1", Task(kind, ("a", "b", "c")), (None, None, 1))
     logits = model(images)
     expected = tf.sigmoid(logits) if kind == MULTI_LABEL else logits
     data = tf.data.Dataset.from_tensor_slices(images).batch(7)
@@ -43,7 +43,7 @@ def test_other_tasks_are_served_with_their_names(model, images, tmp_path, kind):
 
 
 def test_classifier_takes_any_size_of_image_and_batch(model, tmp_path):
-    save_predictor(model, tmp_path / "1", ABC, channels=3)
+    save_predictor(model, tmp_path / "1", ABC, (None, None, 3))
     serve = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
     for shape in ((1, 9, 20, 3), (4, 16, 16, 3)):
         assert serve(images=np.zeros(shape, np.uint8))["probabilities"].shape == (shape[0], 3)
@@ -52,14 +52,14 @@ def test_classifier_takes_any_size_of_image_and_batch(model, tmp_path):
 def test_classifier_holds_each_weight_once_and_no_optimizer(model, images, labels, tmp_path):
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(images, labels, verbose=0)
-    save_predictor(model, tmp_path / "1", ABC, channels=1)
+    save_predictor(model, tmp_path / "1", ABC, (None, None, 1))
     saved = tf.train.list_variables(str(tmp_path / "1" / "variables" / "variables"))
     shapes = sorted(tuple(shape) for name, shape in saved if not name.startswith("_CHECK"))
     assert shapes == sorted(tuple(weight.shape) for weight in model.weights)
 
 
 def save_all(model, path):
-    save_predictor(model, path / "1", ABC, channels=1)
+    save_predictor(model, path / "1", ABC, (None, None, 1))
     save_keras_model(model, path / "model.keras")
     save_hub_module(small_network(), path / "hub")
 
@@ -87,7 +87,7 @@ def test_saving_that_fails_leaves_what_was_there(model, tmp_path, monkeypatch):
     monkeypatch.setattr(tf.saved_model, "save", write_half)
     monkeypatch.setattr(FineTuner, "save", write_half)
     for save in (
-        lambda: save_predictor(model, tmp_path / "1", ABC, channels=1),
+        lambda: save_predictor(model, tmp_path / "1", ABC, (None, None, 1)),
         lambda: save_keras_model(model, tmp_path / "model.keras"),
         lambda: save_hub_module(small_network(), tmp_path / "hub"),
     ):

@@ -245,7 +245,7 @@ def test_head_is_saved_and_served(kind, name, hub_folder, images, tmp_path):
     for ours, theirs in zip(head.weights, loaded.head.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_allclose(loaded(images), expected, rtol=1e-5, atol=1e-5)
-    save_predictor(model, tmp_path / "served", task, channels=1)
+    save_predictor(model, tmp_path / "served", task, (None, None, 1))
     served = served_outputs(
         tmp_path / "served", tf.data.Dataset.from_tensor_slices(images).batch(7)
     )

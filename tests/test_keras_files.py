@@ -7,6 +7,7 @@ import pytest
 from tests.backbone_sources import (
     classifier,
     keras_2_model,
+    range_of,
     save_quietly,
 )
 from tests.conftest import small_network
@@ -71,14 +72,14 @@ def test_value_range_is_read_off_layers_that_scale(first, value_range):
     network = keras.Sequential(
         [keras.Input((8, 8, 3)), first, keras.layers.Conv2D(4, 3), keras.layers.Rescaling(1 / 255)]
     )
-    assert load_backbone(network).contract.value_range == value_range
-    assert load_backbone(network, value_range=(-1, 1)).contract.value_range == (-1, 1)
+    assert range_of(load_backbone(network)) == value_range
+    assert range_of(load_backbone(network, value_range=(-1, 1))) == (-1, 1)
 
 
 def test_value_range_of_operations_in_the_graph():
     inputs = keras.Input((8, 8, 3))
     outputs = keras.layers.Conv2D(4, 3)(inputs / 127.5 - 1)
-    assert load_backbone(keras.Model(inputs, outputs)).contract.value_range == (0, 255)
+    assert range_of(load_backbone(keras.Model(inputs, outputs))) == (0, 255)
 
 
 def test_family_is_known_by_name(tmp_path, colour):
@@ -90,7 +91,7 @@ def test_family_is_known_by_name(tmp_path, colour):
     for spec in (network, str(tmp_path / "mine.keras")):
         backbone = load_backbone(spec)
         assert backbone.preprocessing == "keras.applications.mobilenet_v2.preprocess_input"
-        assert backbone.contract.value_range == (0, 255)
+        assert range_of(backbone) == (0, 255)
     named = load_backbone(f"{tmp_path / 'mine.keras'}(preprocessing=vgg16)")
     assert named.preprocessing == "keras.applications.vgg16.preprocess_input"
     with pytest.raises(UserError, match="no family 'vgg'"):

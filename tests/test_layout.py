@@ -88,12 +88,14 @@ def test_imports_only_from_lower_floors(path):
         ("tensorflow_hub", {"backbones/hub.py"}),
         ("kagglehub", {"backbones/hub.py"}),
         ("keras_hub", {"backbones/presets.py"}),
+        ("tensorflow_text", {"backbones/loading.py"}),
         ("tf_keras", {"backbones/keras_file.py"}),
         (
             "tensorflow_datasets",
             {
                 "data/availability.py",
                 "data/digits.py",
+                "data/docstrings.py",
                 "data/tfds_features.py",
                 "data/tfds_source.py",
             },

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tests.backbone_sources import pack, preset, save_quietly
+from tests.backbone_sources import pack, preset, range_of, save_quietly
 from tests.conftest import small_network
 from tfxfer.backbones import load_backbone
 from tfxfer.backbones.hub import resolve
@@ -44,7 +44,7 @@ def test_scaling_behind_augmentation_is_not_done_twice(scaling, colour):
     features = layers.GlobalAveragePooling2D()(mobilenet()(scaled, training=False))
     by_hand = keras.Model(inputs, features)
     backbone = load_backbone(keras.Model(inputs, layers.Dense(3)(features)))
-    assert backbone.contract.value_range == (0, 255)
+    assert range_of(backbone) == (0, 255)
     assert backbone.preprocessing == ""
     expected = np.asarray(by_hand(colour.astype(np.float32), training=False))
     scale = np.abs(expected).max()
@@ -65,7 +65,7 @@ def test_scaling_behind_augmentation_is_not_done_twice(scaling, colour):
 def test_arithmetic_tells_the_value_range(change, value_range):
     inputs = keras.Input((32, 32, 3))
     network = keras.Model(inputs, layers.Conv2D(4, 3)(change(inputs)))
-    assert load_backbone(network).contract.value_range == value_range
+    assert range_of(load_backbone(network)) == value_range
 
 
 def test_arithmetic_of_keras_2_tells_the_value_range(colour, tmp_path):
@@ -77,7 +77,7 @@ def test_arithmetic_of_keras_2_tells_the_value_range(colour, tmp_path):
     model = tf_keras.Model(inputs, x)
     save_quietly(model, tmp_path / "scaled.h5")
     backbone = load_backbone(str(tmp_path / "scaled.h5"))
-    assert backbone.contract.value_range == (0, 255)
+    assert range_of(backbone) == (0, 255)
     expected = model(colour.astype(np.float32))
     np.testing.assert_allclose(backbone(colour), expected, atol=1e-5)
 

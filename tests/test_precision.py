@@ -139,7 +139,7 @@ def test_training_and_export_in_half_precision(policy, half, images, labels, tmp
     assert loaded.backbone.dtype_policy.name == policy
     np.testing.assert_array_equal(loaded(images, training=False), outputs)
 
-    save_predictor(model, tmp_path / "saved", Task(SINGLE_LABEL, ("a", "b", "c")), channels=1)
+    save_predictor(model, tmp_path / "saved", Task(SINGLE_LABEL, ("a", "b", "c")), (None, None, 1))
     served = served_outputs(tmp_path / "saved", tf.data.Dataset.from_tensors(images))
     np.testing.assert_allclose(served, tf.nn.softmax(outputs), atol=8 * EPSILON[policy])
 

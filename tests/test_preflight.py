@@ -262,7 +262,7 @@ def test_a_teacher_that_wants_another_value_range_is_told(given, right):
 def test_a_weak_teacher_is_noted():
     y = np.where(np.arange(48) < 24, Y, (Y + 1) % 3)
     (note,) = preflight(made(Teacher(seeing(), name="x")), data(y=y), TASK).notes
-    assert note.startswith("x is right on 50% of 48 training examples: are its value_range")
+    assert note.startswith("x is right on 50% of 48 training examples: are labels=FILE and")
 
 
 def test_better_than_chance_is_told_by_outputs():

@@ -41,7 +41,7 @@ def tuned(units: int = 3) -> FineTuner:
 def write_run(folder: Path, task: Task) -> FineTuner:
     """What a run leaves that matters here."""
     model = tuned(task.units)
-    save_predictor(model, folder / "saved_model" / "1", task, 3)
+    save_predictor(model, folder / "saved_model" / "1", task, (None, None, 3))
     model.save(folder / "model.keras")
     results = {"task": task.kind, "label_names": list(task.names)}
     (folder / "results.json").write_text(json.dumps(results))

@@ -240,7 +240,7 @@ def _check_fine_tuning(settings: Settings, given: Settings) -> None:
             "leaves these where they are",
             "Leave one of them out.",
         )
-    if settings["rule"] == "none" and settings["accumulate"] > settings["batch_size"]:
+    if settings["rule"] != "bit" and settings["accumulate"] > settings["batch_size"]:
         raise UserError(
             f"--accumulate={settings['accumulate']} must be at most --batch_size="
             f"{settings['batch_size']}, of which it makes parts",

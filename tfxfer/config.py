@@ -20,8 +20,8 @@ MIX = ("none", "mixup", "cutmix")
 BALANCE = ("none", "class_weights", "sampling")
 HEADS = ("logistic", "ridge", "linear", "mlp", "knn", "cosine", "prototype")
 FORMATS = ("npz", "parquet")
-SCHEDULES = ("constant", "cosine", "one_cycle", "step")
-RULES = ("none", "bit")
+SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "step")
+RULES = ("auto", "none", "bit", "bert")
 OPTIMIZERS = ("adam", "sgd")
 ADAPTERS = ("none", "lora", "bitfit")
 AVERAGES = ("none", "wise_ft", "soup")
@@ -51,6 +51,9 @@ CHOICES = {
 }
 """The values that a setting may have, where they are words."""
 
+AUTO = "auto"
+"""A setting that is left to the data."""
+
 INVOCATION = ("workdir", "overwrite", "dry_run", "debug", "list_weights", "clear")
 """Settings that speak of one invocation, not of the experiment: a config file does not set them."""
 
@@ -71,7 +74,8 @@ class RunConfig:
     dataset: str = _setting(
         "digits",
         "The data: a TensorFlow Datasets name or the folder of a prepared one, folder:PATH, "
-        "csv:FILE, tsv:FILE, jsonl:FILE, sklearn:NAME; options in parentheses. digits is embedded.",
+        "csv:FILE, tsv:FILE, jsonl:FILE, sklearn:NAME; options in parentheses. Embedded: digits, "
+        "images, and docstrings, texts.",
     )
     task: str = _setting(
         "auto", "What the labels are; auto finds out: classes, several classes, or numbers."
@@ -124,9 +128,11 @@ class RunConfig:
     format: str = _setting("npz", "With --mode=embed: of the file with the features.")
     clear: bool = _setting(False, "With --mode=cache: empty it.")
     backbone: str = _setting(
-        "glyphs",
-        "The pretrained network: glyphs (embedded), keras:NAME, a .keras or .h5 file, the folder, "
-        ".tar.gz or URL of a SavedModel, kaggle://..., keras_hub:PRESET; options in parentheses.",
+        AUTO,
+        "The pretrained network: keras:NAME, a .keras or .h5 file, the folder, .tar.gz or URL of a "
+        "SavedModel, kaggle://..., keras_hub:PRESET; options in parentheses. Embedded are glyphs, "
+        "for images, and words, for texts, one of which auto takes. bag and transformer are "
+        "for texts too, with random weights.",
     )
     image_size: str = _setting(
         "",
@@ -159,8 +165,9 @@ class RunConfig:
         "backbone is fine-tuned first, and is the teacher.",
     )
     student: str = _setting(
-        "tiny",
-        "With --mode=distill: tiny, whatever --backbone takes, or self for the teacher's own kind.",
+        AUTO,
+        "With --mode=distill: tiny, for images; bag or transformer, for texts; whatever --backbone "
+        "takes; or self for the teacher's own kind. auto is tiny or bag.",
     )
     loss: str = _setting(
         "auto",
@@ -212,7 +219,10 @@ class RunConfig:
     schedule: str = _setting("constant", "How the rate goes within a phase.")
     warmup: float = _setting(0.0, "Share of a phase in which the rate rises, in [0, 1).")
     rule: str = _setting(
-        "none", "bit: schedule, resolution and mixup from the size of the data, as in BiT."
+        AUTO,
+        "bit: schedule, resolution and mixup from the size of the data, as in BiT. bert: AdamW at "
+        "5e-5, warm-up and linear decay, where these are not given; auto takes it for pretrained "
+        "text encoders, and none for the rest.",
     )
     patience: int = _setting(
         3, "Epochs without a better validation loss before a phase stops; never if 0."

@@ -1,4 +1,4 @@
-"""What a whole model costs: weights, operations and time for one image."""
+"""What a whole model costs: weights, operations and time for one image or text."""
 
 import dataclasses
 import time
@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfxfer.backbones.cost import count_flops
+from tfxfer.backbones import Backbone
+from tfxfer.backbones.cost import count_flops, uncounted_flops
 
 _ANY_SIZE = 224
 _WARM_UP = 3
@@ -25,9 +26,9 @@ class ModelCost:
     Attributes:
         parameters: Scalars in its weights, those that do not train too.
         bytes: Size of these in memory.
-        flops: Floating point operations for one image; a multiplication with its addition counts
-            as two.
-        latency_ms: Median time of one image in a batch of its own, in milliseconds, on this
+        flops: Floating point operations for one example; a multiplication with its addition
+            counts as two.
+        latency_ms: Median time of one example in a batch of its own, in milliseconds, on this
             machine.
     """
 
@@ -56,19 +57,31 @@ def model_cost(
     if len(image_shape) != 3 or image_shape[-1] is None:
         raise ValueError(f"Expected height, width and channels, received {image_shape}.")
     shape = (1, *(side or _ANY_SIZE for side in image_shape))
+    return cost_on(model, tf.cast(np.random.default_rng(0).integers(0, 256, shape), dtype))
+
+
+def cost_on(model: keras.Model, example: tf.Tensor) -> ModelCost:
+    """Does what `model_cost` does on an example of any kind, such as a text.
+
+    Args:
+        model: From inputs `[batch, ...]`.
+        example: One of these, `[1, ...]`.
+    """
     run = tf.function(
-        lambda images: model(images, training=False),
-        input_signature=[tf.TensorSpec(shape, dtype)],
+        lambda inputs: model(inputs, training=False),
+        input_signature=[tf.TensorSpec(example.shape, example.dtype)],
         autograph=False,
     )
     traced = run.get_concrete_function()
-    image = tf.cast(np.random.default_rng(0).integers(0, 256, shape), dtype)
     weights = model.weights
+    backbone = getattr(model, "backbone", model)
+    more = uncounted_flops(backbone) if isinstance(backbone, Backbone) else 0
     return ModelCost(
         parameters=sum(_scalars(weight) for weight in weights),
         bytes=sum(_scalars(weight) * tf.as_dtype(weight.dtype).size for weight in weights),
-        flops=count_flops(traced),
-        latency_ms=1000 * _median_seconds(lambda: tf.nest.map_structure(np.asarray, traced(image))),
+        flops=count_flops(traced) + more,
+        latency_ms=1000
+        * _median_seconds(lambda: tf.nest.map_structure(np.asarray, traced(example))),
     )
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,32 @@ from tfxfer.task import MULTI_LABEL, REGRESSION, Task
 
 
 def save_predictor(
-    model: BackboneModel, path: str | os.PathLike, task: Task, channels: int
+    model: BackboneModel, path: str | os.PathLike, task: Task, shape: Sequence[int | None]
 ) -> None:
-    """Saves a model as a SavedModel that takes images as they are and says what it sees.
+    """Saves a model as a SavedModel that takes images or texts as they are and says what it sees.
 
     The signature `serving_default` takes `images`, uint8 `[batch, height, width, channels]` of
-    any size. For one class an example it gives `probabilities`, float32 `[batch, classes]`, and
-    `labels`, the name of the most probable class, string `[batch]`; for several classes
-    `probabilities` and `names`, string `[classes]`; for a regression `values`, float32
-    `[batch, targets]`, and `names`, string `[targets]`. The signature `features` gives what the
-    backbone says, float32 `[batch, units]`. Reading it needs TensorFlow alone.
+    any size, or `texts`, strings `[batch]` or pairs of them `[batch, 2]`. For one class an example
+    it gives `probabilities`, float32 `[batch, classes]`, and `labels`, the name of the most
+    probable class, string `[batch]`; for several classes `probabilities` and `names`, string
+    `[classes]`; for a regression `values`, float32 `[batch, targets]`, and `names`, string
+    `[targets]`. The signature `features` gives what the backbone says, float32 `[batch, units]`.
+    Reading it needs TensorFlow alone, and tensorflow_text where that cuts texts into tokens.
 
     Args:
-        model: From images to logits, or to the numbers of a regression, `[batch, task.units]`;
-            what prepares the images is inside.
+        model: From inputs to logits, or to the numbers of a regression, `[batch, task.units]`;
+            what prepares the inputs is inside.
         path: The folder to write, which appears whole or not at all; one already there is
             replaced.
         task: What the model tells.
-        channels: Channels of the images, 1 or 3.
+        shape: Of one input as the data has it: height, width and channels of an image, `()` of a
+            text, `(2,)` of a pair.
     """
-    images = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
+    inputs = model.backbone.contract.served(shape)
 
-    @tf.function(input_signature=[images], autograph=False)
-    def serve(images):
-        outputs = tf.cast(model(images, training=False), tf.float32)
+    @tf.function(input_signature=[inputs], autograph=False)
+    def serve(inputs):
+        outputs = tf.cast(model(inputs, training=False), tf.float32)
         names = tf.constant(task.names)
         if task.kind == REGRESSION:
             return {"values": outputs, "names": names}
@@ -49,23 +51,23 @@ def save_predictor(
         labels = tf.gather(names, tf.argmax(outputs, axis=-1))
         return {"probabilities": tf.nn.softmax(outputs), "labels": labels}
 
-    features = _serve_features(model.backbone, channels)
+    features = _serve_features(model.backbone, inputs)
     _save(model, path, {"serving_default": serve, "features": features})
 
 
-def save_backbone(backbone: Backbone, path: str | os.PathLike, channels: int) -> None:
-    """Saves a backbone as a SavedModel from images as they are to features.
+def save_backbone(backbone: Backbone, path: str | os.PathLike, shape: Sequence[int | None]) -> None:
+    """Saves a backbone as a SavedModel from images or texts as they are to features.
 
-    The signatures `serving_default` and `features` take `images`, uint8
-    `[batch, height, width, channels]` of any size, and give `features`, float32 `[batch, units]`.
+    The signatures `serving_default` and `features` take `images` or `texts`, as those of
+    `save_predictor`, and give `features`, float32 `[batch, units]`.
 
     Args:
-        backbone: Images to features; what prepares the images is inside.
+        backbone: Inputs to features; what prepares the inputs is inside.
         path: The folder to write, which appears whole or not at all; one already there is
             replaced.
-        channels: Channels of the images, 1 or 3.
+        shape: Of one input, as for `save_predictor`.
     """
-    features = _serve_features(backbone, channels)
+    features = _serve_features(backbone, backbone.contract.served(shape))
     _save(backbone, path, {"serving_default": features, "features": features})
 
 
@@ -80,11 +82,10 @@ def save_keras_model(model: keras.Model, path: str | os.PathLike) -> None:
         model.save(unfinished)
 
 
-def _serve_features(backbone: Backbone, channels: int) -> Any:
-    images = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
+def _serve_features(backbone: Backbone, inputs: tf.TensorSpec) -> Any:
     return tf.function(
-        lambda images: {"features": backbone(images, training=False)},
-        input_signature=[images],
+        lambda inputs: {"features": backbone(inputs, training=False)},
+        input_signature=[inputs],
         autograph=False,
     )
 
@@ -93,23 +94,27 @@ def _save(layer: keras.Layer, path: str | os.PathLike, signatures: dict[str, Any
     # Not model.export(): Keras 3.15 writes every weight twice, once by itself and once wrapped.
     module = tf.Module()
     module.weights = [weight.value for weight in layer.weights]
+    backbone = getattr(layer, "backbone", layer)
+    module.resources = backbone.resources() if isinstance(backbone, Backbone) else []
     with _whole(path) as unfinished:
         tf.saved_model.save(module, str(unfinished), signatures=signatures)
 
 
-def served_outputs(path: str | os.PathLike, images: tf.data.Dataset) -> np.ndarray:
+def served_outputs(path: str | os.PathLike, inputs: tf.data.Dataset) -> np.ndarray:
     """Asks a saved predictor for its answers, loading it anew.
 
     Args:
         path: A folder that `save_predictor` wrote.
-        images: Batches of images as they are, uint8 `[batch, height, width, channels]`.
+        inputs: Batches of images or texts as they are, of the shape that the predictor takes.
 
     Returns:
         Probabilities, or the numbers of a regression, float32 `[examples, units]`, in the order
-        of `images`.
+        of `inputs`.
     """
-    serve = tf.saved_model.load(os.fspath(path)).signatures["serving_default"]
-    answers = [serve(images=batch) for batch in images]
+    loaded = tf.saved_model.load(os.fspath(path))  # Held, since lookup tables live with it.
+    serve = loaded.signatures["serving_default"]
+    (name,) = serve.structured_input_signature[1]
+    answers = [serve(**{name: batch}) for batch in inputs]
     key = "probabilities" if "probabilities" in answers[0] else "values"
     return np.concatenate([answer[key].numpy() for answer in answers])
 

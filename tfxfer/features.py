@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfxfer.backbones import Backbone
+from tfxfer.backbones import Backbone, TextContract
 from tfxfer.backbones.boundary import Boundary
 from tfxfer.cache import Cache, Draft, Parts, Shapes
 from tfxfer.data import pipeline
@@ -31,6 +31,7 @@ BOUNDARY = "boundary"
 
 # Larger batches are faster up to about here, and larger images fill a device with fewer of them.
 _MOST_IMAGES, _MOST_PIXELS = 128, 64 * 224 * 224
+_TEXTS = 128
 
 _SHARD_SECONDS = 10.0
 """Work that is lost at most if the process is killed; what is done is then brought to the disk."""
@@ -166,6 +167,8 @@ def extract(
 
 
 def _usual_batch(backbone: Backbone, part: Part) -> int:
+    if isinstance(backbone.contract, TextContract):
+        return _TEXTS
     height, width = backbone.contract.size or part.source.info.shape[:2]
     pixels = height * width if height and width else _MOST_PIXELS
     return max(1, min(_MOST_IMAGES, _MOST_PIXELS // pixels))

@@ -1,7 +1,8 @@
-"""Rules that set the whole training from the size of the data."""
+"""Rules that set the whole training, from the size of the data and the kind of the network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tfxfer.plan import Phase, Plan
 
@@ -99,3 +100,36 @@ def bit(examples: int, image_size: tuple[int, int] | None = None) -> BitRule:
         crop=crop,
         mixup=0.0 if examples < _SMALL else 0.1,
     )
+
+
+_STEPS, _FEWEST, _MOST = 2_000, 3, 20
+
+
+def bert(examples: int, batch_size: int, few_weights: bool = False) -> dict[str, Any]:
+    """Says how a pretrained text encoder is fine-tuned.
+
+    AdamW with a decay of 0.01, at a rate of 5e-5 that rises in the first tenth and falls linearly
+    (Devlin et al. 2019, "BERT", section A.3), for 3 to 20 epochs, the more the fewer examples there
+    are (Mosbach et al. 2021, "On the Stability of Fine-tuning BERT", section 6), from a head that
+    is solved on the frozen features (Kumar et al. 2022). Low-rank additions, or biases and norms
+    alone, learn at 5e-4 (Hu et al. 2022, "LoRA", table 9).
+
+    Args:
+        examples: To train on, at least 1.
+        batch_size: Examples a step, at least 1.
+        few_weights: Whether few weights of the backbone train.
+
+    Returns:
+        Settings by name.
+    """
+    steps = -(-examples // batch_size)
+    return {
+        "plan": "lp_ft",
+        "optimizer": "adam",
+        "weight_decay": 0.01,
+        "learning_rate": 5e-3 if few_weights else 5e-4,  # A tenth of it once everything trains.
+        "schedule": "linear",
+        "warmup": 0.1,
+        "epochs": min(max(-(-_STEPS // steps), _FEWEST), _MOST),
+        "patience": 0,
+    }

@@ -4,12 +4,18 @@ Fine-tune the embedded backbone on the embedded digits, and write what comes of 
 
     python -m tfxfer.run --mode=finetune
 
-Your own: any TensorFlow Datasets name of labelled images, and any pretrained network:
+The same of embedded texts:
+
+    python -m tfxfer.run --mode=finetune --dataset=docstrings
+
+Your own: any TensorFlow Datasets name of labelled images or texts, files of your own, and any
+pretrained network:
 
     python -m tfxfer.run --mode=finetune --dataset=cats_vs_dogs --backbone=keras:ResNet50
+    python -m tfxfer.run --mode=finetune --dataset='csv:reviews.csv(text=review,label=stars)'
     python -m tfxfer.run --mode=inspect --backbone=/models/mine.keras
 
-    --backbone=glyphs                                  embedded
+    --backbone=glyphs                                  embedded, for images; for texts words
     --backbone='keras:MobileNetV2(alpha=0.35)'         a network of keras.applications;
                                                        weights=imagenet, none or FILE
     --backbone='mine.keras(layer=NAME)'                a Keras model, cut below its classifier or
@@ -17,7 +23,9 @@ Your own: any TensorFlow Datasets name of labelled images, and any pretrained ne
     --backbone=/models/resnet_50                       a SavedModel: folder, .tar.gz or URL, such
                                                        as https://tfhub.dev/...
     --backbone=kaggle://OWNER/MODEL/tensorFlow2/NAME   through kagglehub
+    --backbone='/models/bert(preprocess=HANDLE)'       a text encoder with its preprocessing
     --backbone=keras_hub:resnet_50_imagenet            a preset of KerasHub, or its folder
+    --backbone='transformer(layers=2)'                 for texts, random weights; so is bag
 """
 
 import contextlib

@@ -5,8 +5,11 @@ import difflib
 import keras
 
 from tfxfer.backbones.applications import application_names, load_application
-from tfxfer.backbones.base import HEAD, Backbone, ImageContract, Stage
-from tfxfer.backbones.hub import GLYPHS, exists, parsed, resolve
+from tfxfer.backbones.base import HEAD, Backbone, Stage
+from tfxfer.backbones.bert import PREPROCESSING, load_tokenizer
+from tfxfer.backbones.contracts import ImageContract, TextContract
+from tfxfer.backbones.hashed import BAG, TRANSFORMER, load_bag, load_transformer
+from tfxfer.backbones.hub import EMBEDDED, exists, parsed, resolve
 from tfxfer.backbones.keras_file import SUFFIXES, load_keras_file
 from tfxfer.backbones.keras_model import load_keras_model
 from tfxfer.backbones.network import KerasBackbone
@@ -22,6 +25,7 @@ __all__ = [
     "KerasBackbone",
     "SavedModelBackbone",
     "Stage",
+    "TextContract",
     "load_backbone",
 ]
 
@@ -40,16 +44,19 @@ def load_backbone(
     Args:
         source: A Keras model, or a spec:
 
-            *   `glyphs`, which is embedded;
-            *   `tiny`, a small network with random weights, with `width=FACTOR` of its channels;
+            *   `glyphs`, for images, or `words`, for texts, which are embedded;
+            *   small networks with random weights: `tiny` for images, with `width=FACTOR` of its
+                channels; `bag` and `transformer` for texts, see `hashed`;
             *   `keras:NAME`, a network of `keras.applications`, with `weights=imagenet`, `none` or
                 a file, `layer=NAME` and what the network's own function takes, such as `alpha`;
             *   a `.keras` or `.h5` file of a whole model, with `layer=NAME`, `include_top=true`,
                 `preprocessing=FAMILY`, `safe_mode=false`;
             *   a folder, a `.tar.gz`, a URL that TF Hub resolves or
                 `kaggle://owner/model/framework/variation`, each of a SavedModel, with
-                `output=NAME`;
-            *   `keras_hub:PRESET`, a folder or handle of KerasHub, with `layer=NAME`.
+                `output=NAME`, and for a text encoder such as BERT `preprocess=HANDLE` and
+                `seq_length=N`;
+            *   `keras_hub:PRESET`, a folder or handle of KerasHub, with `layer=NAME` for images and
+                `seq_length=N` for texts.
 
             Options stand in parentheses: `keras:MobileNetV2(alpha=0.35, weights=none)`.
         image_size: Height and width, or one number for both, where the network leaves them open.
@@ -62,7 +69,7 @@ def load_backbone(
             stages that train (`stage`), nowhere (`freeze`), everywhere (`train`).
 
     Returns:
-        The backbone, a Keras layer from images to features.
+        The backbone, a Keras layer from images or texts to features.
 
     Raises:
         UserError: If there is no such backbone, or it cannot be used.
@@ -76,6 +83,9 @@ def load_backbone(
     spec = parsed(source)
     if spec.name == TINY:
         return load_tiny(spec, image_size, data_size, value_range, stages, bn)
+    if spec.name in (BAG, TRANSFORMER):
+        load = load_bag if spec.name == BAG else load_transformer
+        return load(spec, stages, bn, image_size=image_size, value_range=value_range)
     if spec.name.startswith("keras:"):
         if value_range is not None:
             raise UserError(
@@ -93,7 +103,7 @@ def load_backbone(
     if spec.name.endswith(SUFFIXES):
         return load_keras_file(spec, image_size, value_range, stages, bn)
     _check_name(spec.name)
-    spec.only(["output"])
+    spec.only(["output", *PREPROCESSING])
     return SavedModelBackbone(
         resolve(spec.name),
         source=spec.text,
@@ -102,15 +112,16 @@ def load_backbone(
         value_range=value_range,
         pattern=stages,
         bn=bn,
+        tokenizer=load_tokenizer(spec),
     )
 
 
 def _check_name(name: str) -> None:
     """Helps with names that lack their prefix or have a typo."""
-    if "/" in name or name == GLYPHS or exists(name):
+    if "/" in name or name in EMBEDDED or exists(name):
         return
     known = {each.lower(): f"keras:{each}" for each in application_names()}
-    known |= {GLYPHS: GLYPHS, TINY: TINY}
+    known |= {name: name for name in (*EMBEDDED, TINY, BAG, TRANSFORMER)}
     if near := difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.8):
         raise UserError(
             f"There is no backbone {name!r}",

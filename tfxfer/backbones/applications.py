@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import keras
 
-from tfxfer.backbones.base import ImageContract
+from tfxfer.backbones.contracts import ImageContract
 from tfxfer.backbones.network import KerasBackbone, cut
 from tfxfer.errors import UserError, first_line
 from tfxfer.spec import Spec

@@ -10,112 +10,12 @@ import keras
 import tensorflow as tf
 
 from tfxfer.backbones.constants import Constants
+from tfxfer.backbones.contracts import Contract
+from tfxfer.backbones.tokenizer import Tokenizer
 from tfxfer.config import BATCH_NORM
-from tfxfer.errors import UserError
 
 HEAD = "head"
 """The name of what stands on a backbone; no stage of a backbone has it."""
-
-
-@dataclass(frozen=True)
-class ImageContract:
-    """What a network wants of its images; the backbone brings them there itself.
-
-    Attributes:
-        size: Height and width in pixels; `None` if the network takes any size.
-        channels: 1 or 3.
-        value_range: Values of black and of white.
-        dtype: `float32`, or `uint8` for values 0 to 255.
-    """
-
-    size: tuple[int, int] | None
-    channels: int
-    value_range: tuple[float, float] = (0.0, 1.0)
-    dtype: str = "float32"
-
-    def prepare(self, images: tf.Tensor) -> tf.Tensor:
-        """Brings images to the size, channels, value range and dtype of the contract.
-
-        Args:
-            images: Values 0 to 255 of any dtype, `[batch, height, width, 1 or 3]`.
-
-        Returns:
-            `[batch, height, width, channels]` in the value range.
-
-        Raises:
-            ValueError: If `images` has another rank or another number of channels.
-        """
-        if len(images.shape) != 4 or images.shape[-1] not in (1, 3):
-            raise ValueError(
-                f"Expected images [batch, height, width, 1 or 3], received {images.shape}."
-            )
-        images = self.resize(tf.cast(images, tf.float32))
-        if self.channels == 3 and images.shape[-1] == 1:
-            images = tf.image.grayscale_to_rgb(images)
-        elif self.channels == 1 and images.shape[-1] == 3:
-            images = tf.image.rgb_to_grayscale(images)
-        if self.dtype == "uint8":
-            return tf.cast(tf.round(images), tf.uint8)
-        low, high = self.value_range
-        if (low, high) != (0, 255):
-            images = images * ((high - low) / 255.0) + low
-        return tf.cast(images, self.dtype)
-
-    def resize(self, images: tf.Tensor) -> tf.Tensor:
-        """Brings images `[batch, height, width, channels]` to the size of the contract."""
-        if self.size is None or tuple(images.shape[1:3]) == self.size:
-            return images
-        return tf.image.resize(images, self.size, antialias=True)
-
-    def __str__(self) -> str:
-        size = f"{self.size[0]}x{self.size[1]}" if self.size else "any size"
-        low, high = self.value_range
-        return f"{size}, {self.channels} channels, {self.dtype} from {low:g} to {high:g}"
-
-
-def contract_of(
-    inputs: Any,
-    source: str,
-    image_size: tuple[int, int] | None = None,
-    value_range: tuple[float, float] | None = None,
-) -> ImageContract:
-    """Reads what a network wants of its images from the tensor that it takes.
-
-    Args:
-        inputs: With a shape and a dtype.
-        source: What the network was loaded from.
-        image_size: Height and width, where the network leaves them open.
-        value_range: Values of black and of white; 0 to 1, as TF Hub has it, if `None`.
-
-    Returns:
-        The contract.
-
-    Raises:
-        UserError: If the network takes anything but images, or not of that size.
-    """
-    shape = tf.TensorShape(getattr(inputs, "shape", None))
-    dtype = tf.as_dtype(getattr(inputs, "dtype", tf.string))
-    if shape.rank != 4 or shape[-1] not in (1, 3) or not (dtype.is_floating or dtype == tf.uint8):
-        raise UserError(
-            f"Backbone {source!r} must take images [batch, height, width, 1 or 3], "
-            f"and takes {inputs}",
-            "Choose a network for images, channels last.",
-        )
-    _, height, width, channels = shape
-    size = (height, width) if height and width else None
-    if size and image_size and size != image_size:
-        raise UserError(
-            f"Backbone {source!r} takes images of {height}x{width} pixels, "
-            f"not of --image_size={image_size[0]}x{image_size[1]}",
-            "Leave --image_size out.",
-        )
-    if dtype == tf.uint8 and value_range not in (None, (0.0, 255.0)):
-        raise UserError(
-            f"Backbone {source!r} takes bytes, which are 0 to 255", "Leave --value_range out."
-        )
-    if dtype == tf.uint8:
-        return ImageContract(size or image_size, channels, (0.0, 255.0), "uint8")
-    return ImageContract(size or image_size, channels, value_range or (0.0, 1.0), dtype.name)
 
 
 def _check_bn(bn: str) -> None:
@@ -177,7 +77,7 @@ class Stage:
 
 
 class Backbone(keras.layers.Layer):
-    """A pretrained network from images to features, frozen until a stage is unfrozen.
+    """A pretrained network from images or texts to features, frozen until a stage is unfrozen.
 
     A subclass sets the attributes below in `__init__`, `stages` by `regroup`, and writes `features`
     and `find_stages`.
@@ -185,14 +85,17 @@ class Backbone(keras.layers.Layer):
     Args:
         **kwargs: `name`, `dtype` and the like, as for every Keras layer.
 
-    Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`, of any size.
+    Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`, of any size; or texts,
+        strings `[batch]` or, where the contract has pairs, `[batch, 2]`.
     Output: features `[batch, units]`, float32. Maps `[batch, h, w, units]` and tokens
         `[batch, n, units]` are averaged.
 
     Attributes:
         source: What the backbone was loaded from.
-        contract: What the network wants of its images.
-        preprocessing: What the network does to its images itself, in words; empty if nothing.
+        contract: What the network wants of its images or texts.
+        preprocessing: What the network does to these itself, in words; empty if nothing.
+        tokenizer: Makes of texts what the network takes; `None` for images, and for networks that
+            take strings.
         units: Size of the feature vector.
         pattern: Regular expressions of the stages; empty if they were found.
         bn: Where batch normalization goes by the statistics of the batch while training.
@@ -203,8 +106,9 @@ class Backbone(keras.layers.Layer):
     """
 
     source: str
-    contract: ImageContract
+    contract: Contract
     preprocessing: str = ""
+    tokenizer: Tokenizer | None = None
     units: int
     pattern: str
     bn: str
@@ -213,22 +117,26 @@ class Backbone(keras.layers.Layer):
     fingerprint: str
 
     def __init__(self, **kwargs):
-        # Images come in as they are, whatever the network computes in: `contract` casts them.
+        # Inputs come in as they are, whatever the network computes in: `contract` casts them.
         super().__init__(autocast=False, **kwargs)
         # XLA has no antialiased resize, and Keras would turn it on by itself on a GPU.
         self.supports_jit = False
 
-    def features(self, images: tf.Tensor, training: bool) -> tf.Tensor:
+    def features(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
         """Runs the network.
 
         Args:
-            images: As the contract has them.
+            inputs: As the contract has them.
             training: Whether to run as in training as far as stages and `bn` have it.
 
         Returns:
             Float `[batch, units]`, `[batch, n, units]` or `[batch, h, w, units]`.
         """
         raise NotImplementedError
+
+    def resources(self) -> list[Any]:
+        """Returns what an exported model must hold beside weights, such as lookup tables."""
+        return []
 
     def regroup(self, pattern: str = "", bn: str = "freeze") -> None:
         """Groups the weights into other stages, and freezes them all.
@@ -255,10 +163,10 @@ class Backbone(keras.layers.Layer):
         """Groups the weights by `pattern`, or by their names; what trains now does not matter."""
         raise NotImplementedError
 
-    def call(self, images, training=False):
+    def call(self, inputs, training=False):
         """Computes features; see the class for shapes."""
         training = bool(training) and (self.trainable or self.bn == "train")
-        return self.vectors(self.features(self.contract.prepare(images), training))
+        return self.vectors(self.features(self.contract.prepare(inputs), training))
 
     def vectors(self, features: tf.Tensor) -> tf.Tensor:
         """Makes of what `features` returns what the backbone does: `[batch, units]`, float32."""
@@ -269,12 +177,12 @@ class Backbone(keras.layers.Layer):
 
     @functools.cached_property
     def infer(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Images to features as in inference, as one graph that is traced once.
+        """Inputs to features as in inference, as one graph that is traced once.
 
         Batches of any size may go in; images of another size or dtype are traced anew.
         """
         return tf.function(
-            lambda images: self(images, training=False), reduce_retracing=True, autograph=False
+            lambda inputs: self(inputs, training=False), reduce_retracing=True, autograph=False
         )
 
     def infer_fixed(self, version: str) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -287,9 +195,9 @@ class Backbone(keras.layers.Layer):
         if held is None or held[0] != version:
             constants = Constants(self.weights)
 
-            def run(images: tf.Tensor) -> tf.Tensor:
+            def run(inputs: tf.Tensor) -> tf.Tensor:
                 with constants.used():
-                    return self(images, training=False)
+                    return self(inputs, training=False)
 
             graph = tf.function(run, reduce_retracing=True, autograph=False)
             held = self.__dict__["_fixed"] = version, graph
@@ -357,8 +265,7 @@ class Backbone(keras.layers.Layer):
         return {
             **super().get_config(),
             "source": self.source,
-            "size": self.contract.size,
-            "value_range": self.contract.value_range,
+            "contract": dataclasses.asdict(self.contract),
             "pattern": self.pattern,
             "bn": self.bn,
             "unfrozen": list(self.unfrozen),

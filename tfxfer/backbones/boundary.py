@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfxfer.backbones.base import Backbone
+from tfxfer.backbones.contracts import IMAGE
 from tfxfer.backbones.network import KerasBackbone
 
 # What Keras' own layers call the strength of their noise; without any they are the same always.
@@ -131,6 +132,8 @@ def find_boundary(backbone: Backbone, trained: Collection[str], bn: str = "") ->
         The boundary; `None` if there is none that has weights before it and layers after it.
     """
     if not isinstance(backbone, KerasBackbone) or (bn or backbone.bn) == "train":
+        return None
+    if backbone.contract.inputs != IMAGE:  # Masks pass beside the tokens: there is no one tensor.
         return None
     moving = {
         id(weight) for stage in backbone.stages if stage.name in trained for weight in stage.weights

@@ -15,9 +15,9 @@ from typing import Any
 from tfxfer.errors import UserError, first_line
 from tfxfer.spec import Spec, parse_spec
 
-GLYPHS = "glyphs"
-NO_BACKBONE = "A backbone must be 'glyphs', a file, a folder or a handle"
-_GLYPHS_FOLDER = Path(__file__).parent / "glyphs"
+GLYPHS, WORDS = EMBEDDED = ("glyphs", "words")
+"""The embedded backbones: for images, and for texts."""
+NO_BACKBONE = "A backbone must be 'glyphs', 'words', a file, a folder or a handle"
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _KAGGLE = "kaggle://"
 _CACHE = "TFHUB_CACHE_DIR"
@@ -30,9 +30,10 @@ def resolve(handle: str) -> Path:
     set; what kagglehub downloads, in its own cache.
 
     Args:
-        handle: `glyphs`; the path of a folder or of a `.tar.gz` of one; a URL that TF Hub resolves,
-            such as `https://tfhub.dev/...`, `https://www.kaggle.com/models/...` or that of a
-            `.tar.gz`; or `kaggle://owner/model/framework/variation`, with `/version` or without.
+        handle: `glyphs` or `words`; the path of a folder or of a `.tar.gz` of one; a URL that TF
+            Hub resolves, such as `https://tfhub.dev/...`, `https://www.kaggle.com/models/...` or
+            that of a `.tar.gz`; or `kaggle://owner/model/framework/variation`, with `/version` or
+            without.
 
     Returns:
         A folder that holds a SavedModel.
@@ -40,8 +41,8 @@ def resolve(handle: str) -> Path:
     Raises:
         UserError: If there is none.
     """
-    if handle == GLYPHS:
-        return _GLYPHS_FOLDER
+    if handle in EMBEDDED:
+        return Path(__file__).parent / handle
     if handle.startswith(_KAGGLE):
         folder = _from_kaggle(handle)
     elif "://" in handle:

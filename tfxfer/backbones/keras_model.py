@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfxfer.backbones.applications import application_names, family_of
-from tfxfer.backbones.base import contract_of
+from tfxfer.backbones.contracts import contract_of
 from tfxfer.backbones.network import KerasBackbone, cut
 from tfxfer.errors import UserError, first_line
 
@@ -27,7 +27,7 @@ def load_keras_model(
     """Makes a backbone of a Keras model, which keeps its weights: they are shared, not copied.
 
     Args:
-        network: From images to features or to classes.
+        network: From images, or from strings `[batch]`, to features or to classes.
         source: What it was loaded from.
         layer: Name of the layer to cut at; see `cut`.
         include_top: Whether to keep a dense layer at the end.
@@ -47,6 +47,19 @@ def load_keras_model(
     """
     source = source or f"Keras model {network.name}"
     whole = functional(network, source, image_size)
+    if whole.inputs[0].dtype == "string":
+        if preprocessing:
+            raise UserError(
+                f"preprocessing={preprocessing} is of images, and backbone {source!r} takes texts",
+                "Leave it out.",
+            )
+        return KerasBackbone(
+            cut(whole, source, layer, include_top),
+            contract_of(whole.inputs[0], source, image_size, value_range),
+            source=source,
+            pattern=pattern,
+            bn=bn,
+        )
     family = preprocessing
     if value_range is None and not family:
         scaled = _scaled_range(whole)

@@ -10,8 +10,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfxfer.backbones.base import Backbone, ImageContract, Stage
-from tfxfer.backbones.stages import Group, by_block, by_pattern
+from tfxfer.backbones.base import Backbone, Stage
+from tfxfer.backbones.contracts import IMAGE, Contract, contract_from
+from tfxfer.backbones.loading import resources_of
+from tfxfer.backbones.stages import Group, by_block, by_pattern, by_transformer_block
+from tfxfer.backbones.tokenizer import Tokenizer
 from tfxfer.errors import UserError, first_line
 
 
@@ -24,8 +27,9 @@ class KerasBackbone(Backbone):
     trains, dropout acts in the whole network.
 
     Args:
-        network: From images to features, with one input and one output, such as `cut` returns.
-        contract: What the network wants of its images, ahead of its family's preprocessing.
+        network: From images, or what `tokenizer` makes of texts, to features: one output, and one
+            input, or for texts several in a dict.
+        contract: What the network wants, ahead of its family's preprocessing.
         family: Module of `keras.applications` whose `preprocess_input` the images go through;
             none if empty.
         source: What the network was loaded from.
@@ -33,6 +37,7 @@ class KerasBackbone(Backbone):
         bn: Where batch normalization goes by the statistics of the batch while training.
         unfrozen: Names of the stages to train; none freezes the backbone.
         fingerprint: That of the pretrained weights; computed if empty.
+        tokenizer: What makes of texts what the network takes; for texts only.
         **kwargs: `name`, `dtype` and the like, as for every Keras layer.
 
     Raises:
@@ -42,21 +47,26 @@ class KerasBackbone(Backbone):
     def __init__(
         self,
         network: keras.Model,
-        contract: ImageContract,
+        contract: Contract,
         family: str = "",
         source: str = "a Keras model",
         pattern: str = "",
         bn: str = "freeze",
         unfrozen: list[str] | tuple[str, ...] = (),
         fingerprint: str = "",
+        tokenizer: Tokenizer | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.source = source
         self.contract = contract
-        self.family = family
-        self.preprocess = _family(family).preprocess_input if family else lambda images: images
+        self.family, self.tokenizer = family, tokenizer
+        self.preprocess = _family(family).preprocess_input if family else lambda inputs: inputs
         self.preprocessing = f"keras.applications.{family}.preprocess_input" if family else ""
+        told = ""
+        if tokenizer is not None:
+            self.preprocess, self.preprocessing = tokenizer, tokenizer.words
+            told = tokenizer.fingerprint
         shape = network.output_shape
         if not isinstance(shape, tuple) or len(shape) not in (2, 3, 4) or shape[-1] is None:
             raise UserError(
@@ -66,7 +76,9 @@ class KerasBackbone(Backbone):
             )
         self.units = shape[-1]
         self.network = network
-        self.fingerprint = fingerprint or _fingerprint(network, f"{contract}, {family}")
+        self.fingerprint = fingerprint or _fingerprint(
+            network, f"{contract!r}, {self.preprocessing}{told}"
+        )
         self.built = True
         self.regroup(pattern, bn)
         self.untrainable = "" if self.stages else "it has no weights to train"
@@ -79,34 +91,36 @@ class KerasBackbone(Backbone):
         for layer in self.network._flatten_layers():
             layer.trainable = False
             layer.trainable = True
-        return _stages(self.network, self.pattern, self.bn)
+        return _stages(self.network, self.pattern, self.bn, tokens=self.tokenizer is not None)
 
-    def features(self, images, training):
+    def features(self, inputs, training):
         """Runs the network; see `Backbone`."""
-        return self.network(self.preprocess(images), training=training)
+        return self.network(self.preprocess(inputs), training=training)
+
+    def resources(self) -> list[Any]:
+        """Returns tables of words, which a network may look up itself; see `Backbone`."""
+        tokenizer = self.tokenizer
+        if self.contract.inputs == IMAGE:
+            return []
+        return resources_of(self.network) if tokenizer is None else tokenizer.resources()
 
     def get_config(self) -> dict[str, Any]:
         """Returns the network, serialized, beside the usual."""
         return {
             **super().get_config(),
             "network": keras.saving.serialize_keras_object(self.network),
-            "channels": self.contract.channels,
-            "image_dtype": self.contract.dtype,
             "family": self.family,
+            "tokenizer": self.tokenizer and keras.saving.serialize_keras_object(self.tokenizer),
         }
 
     @classmethod
     def from_config(cls, config):
         """Makes the layer again from `get_config`."""
         config = dict(config)
-        size, value_range = config.pop("size"), config.pop("value_range")
-        config["contract"] = ImageContract(
-            tuple(size) if size else None,
-            config.pop("channels"),
-            tuple(value_range),
-            config.pop("image_dtype", "float32"),
-        )
-        config["network"] = keras.saving.deserialize_keras_object(config["network"])
+        config["contract"] = contract_from(config["contract"])
+        for part in ("network", "tokenizer"):
+            if config[part] is not None:
+                config[part] = keras.saving.deserialize_keras_object(config[part])
         return cls(**config)
 
 
@@ -192,14 +206,15 @@ def _family(name: str) -> Any:
         ) from error
 
 
-def _stages(network: keras.Model, pattern: str, bn: str) -> tuple[Stage, ...]:
+def _stages(network: keras.Model, pattern: str, bn: str, tokens: bool = False) -> tuple[Stage, ...]:
     layers, paths = zip(*_layers(network), strict=True) if network.weights else ((), ())
     learned = [any(weight.trainable for weight in layer.weights) for layer in layers]
-    groups = (
-        _by_pattern(layers, paths, pattern)
-        if pattern and layers
-        else by_block(paths, learned, [_has_kernel(layer) for layer in layers])
-    )
+    if pattern and layers:
+        groups = _by_pattern(layers, paths, pattern)
+    elif tokens:
+        groups = by_transformer_block(paths, learned)
+    else:
+        groups = by_block(paths, learned, [_has_kernel(layer) for layer in layers])
     return tuple(_stage(group, layers, paths, bn) for group in groups)
 
 

@@ -1,14 +1,19 @@
-"""`keras_hub:PRESET`: image backbones of KerasHub, from a folder or a handle."""
+"""`keras_hub:PRESET`: backbones of KerasHub, from a folder or a handle."""
 
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfxfer.backbones.bert import PREPROCESSING, sequence_length
+from tfxfer.backbones.contracts import check_no_images
 from tfxfer.backbones.keras_model import load_keras_model
 from tfxfer.backbones.network import KerasBackbone, cut
+from tfxfer.backbones.preset_texts import load_encoder
 from tfxfer.errors import UserError, first_line
 from tfxfer.spec import Spec
+
+_LAYER, _LENGTH = "layer", PREPROCESSING[1]
 
 
 def load_preset(
@@ -18,11 +23,11 @@ def load_preset(
     pattern: str = "",
     bn: str = "freeze",
 ) -> KerasBackbone:
-    """Loads an image backbone through KerasHub's `from_preset`.
+    """Loads a backbone for images or texts through KerasHub's `from_preset`.
 
     Args:
-        spec: `keras_hub:PRESET`, a folder or a handle such as `resnet_50_imagenet`, with
-            `layer=NAME` to cut at.
+        spec: `keras_hub:PRESET`, a folder or a handle such as `resnet_50_imagenet`; of images with
+            `layer=NAME` to cut at, of texts with `seq_length=N` tokens.
         image_size: Height and width; those of the preset if `None`.
         value_range: Values of black and of white; the preset's own scaling if `None`.
         pattern: Regular expressions of the stages, between semicolons; found if empty.
@@ -34,7 +39,7 @@ def load_preset(
     Raises:
         UserError: If KerasHub is not installed, or the preset cannot be used.
     """
-    spec.only(["layer"])
+    spec.only([_LAYER, _LENGTH])
     preset = spec.name.partition(":")[2]
     keras_hub = _keras_hub()
     try:
@@ -45,12 +50,13 @@ def load_preset(
             "Check the preset and the network, or give the path of a downloaded folder.",
         ) from error
     if isinstance(network.input, dict):
-        raise UserError(
-            f"Backbone {spec.name!r} must take images, and takes {', '.join(network.input)}",
-            "Choose a preset for images.",
-        )
+        check_no_images(spec.text, image_size, value_range)
+        spec.only([_LENGTH])
+        length = sequence_length(spec)
+        return load_encoder(keras_hub, network, preset, spec.text, length, pattern=pattern, bn=bn)
+    spec.only([_LAYER])
     # Before the scaling goes in front, in whose model the layers would be hidden.
-    network = cut(network, spec.text, str(spec.options.get("layer") or ""), top=True)
+    network = cut(network, spec.text, str(spec.options.get(_LAYER) or ""), top=True)
     converter = _converter(keras_hub, preset)
     if converter is not None:
         image_size = image_size or _size(converter) or _size_of(network)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from tfxfer.backbones.base import Backbone
+from tfxfer.backbones.contracts import ImageContract, TextContract
 from tfxfer.errors import UserError, first_line
 
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
@@ -22,43 +23,47 @@ def check_features(backbone: Backbone, images: np.ndarray) -> None:
 
     Args:
         backbone: Any.
-        images: Values 0 to 255, `[batch, height, width, 1 or 3]`, at least two different ones.
+        images: Values 0 to 255, `[batch, height, width, 1 or 3]`, or texts; at least two different
+            ones.
 
     Raises:
         UserError: If they are not.
     """
-    network = getattr(backbone, "network", None)
+    network, contract = getattr(backbone, "network", None), backbone.contract
+    texts = isinstance(contract, TextContract)
+    advice = "Its weights are damaged" + ("." if texts else ", or it wants another --value_range.")
     try:
-        if network is not None and backbone.contract.size is None:
+        if network is not None and isinstance(contract, ImageContract) and contract.size is None:
             # Without values: TensorFlow's kernels may kill the process on maps of no pixels, or
             # read memory that nobody wrote.
-            network(keras.KerasTensor((1, *images.shape[1:3], backbone.contract.channels)))
+            network(keras.KerasTensor((1, *images.shape[1:3], contract.channels)))
         features = np.asarray(keras.ops.convert_to_numpy(backbone(images)), np.float64)
     except Exception as error:  # The network's own code may raise anything.
-        height, width = images.shape[1:3]
+        of = "texts" if texts else "images of {}x{}".format(*images.shape[1:3])
         raise UserError(
-            f"Backbone {backbone.source!r} fails on images of {height}x{width}: "
-            f"{first_line(error)}",
-            "Give a larger --image_size, if they are too small for it.",
+            f"Backbone {backbone.source!r} fails on {of}: {first_line(error)}",
+            "Choose another one."
+            if texts
+            else "Give a larger --image_size, if they are too small for it.",
         ) from error
     if not np.isfinite(features).all():
         raise UserError(
             f"The features of backbone {backbone.source!r} must be finite, and "
             f"{np.mean(~np.isfinite(features)):.0%} of them are not",
-            "Its weights are damaged, or it wants another --value_range.",
+            advice,
         )
     scale = np.abs(features).max()
     if scale == 0 or np.ptp(features) <= 1e-6 * scale:
         raise UserError(
             f"The features of backbone {backbone.source!r} must differ, and all are "
             f"{features.flat[0]:.3g}",
-            "Its weights are damaged, or it wants another --value_range.",
+            advice,
         )
     if np.ptp(features, axis=0).max() <= 1e-6 * scale:
         raise UserError(
-            f"The features of backbone {backbone.source!r} must tell images apart, and "
-            f"{len(images)} different images have the same",
-            "Its weights are damaged, or it wants another --value_range.",
+            f"The features of backbone {backbone.source!r} must tell "
+            f"{contract.inputs}s apart, and {len(images)} different ones have the same",
+            advice,
         )
 
 
@@ -80,6 +85,8 @@ def check_value_range(backbone: Backbone) -> bool:
     Raises:
         UserError: If another value range fits.
     """
+    if not isinstance(backbone.contract, ImageContract):
+        return True
     if backbone.preprocessing or backbone.contract.dtype == "uint8":
         return True
     pair = _first_averages(backbone)

@@ -13,6 +13,8 @@ _BLOCK = re.compile(
     r".*?(?P<part>(block|stage|layer|conv(?![123]d))_?\d+)(?=[a-z]?(_|$))", re.IGNORECASE
 )
 
+_TRANSFORMER_BLOCK = re.compile(r"(?:^|_)(?:layer|block)s?_?(\d+)(?=_|$)", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -71,6 +73,67 @@ def by_block(
         members = tuple(i for group in groups[low:high] for i in group.members)
         joined.append(Group(name if name not in taken else f"{name}_{len(joined)}", members))
     return tuple(joined)
+
+
+def by_transformer_block(names: Sequence[str], learned: Sequence[bool]) -> tuple[Group, ...]:
+    """Groups weights or layers of a transformer: `embeddings`, `block0` and so on, `pooler`.
+
+    Embeddings are what comes before the first block; what comes between two blocks or after the
+    last one belongs to the block before it, but for the pooler. A block whose weights are used
+    several times, as in ALBERT, is one. Where nothing has the number of a block, `by_block` groups.
+
+    Args:
+        names: Paths such as `transformer/layer_0/output/kernel`, from the input side on.
+        learned: Whether a gradient trains any of it.
+
+    Returns:
+        The groups, input side first; none if nothing is learned.
+    """
+    if not any(learned):
+        return ()
+    numbers = [_number_of_block(name) for name in names]
+    known = sorted({number for number in numbers if number is not None})
+    if not known:
+        return by_block(names, learned, [True] * len(names))
+    members: dict[str, list[int]] = {"embeddings": []}
+    members |= {f"block{i}": [] for i in range(len(known))}
+    members["pooler"] = []
+    last = "embeddings"
+    for i, (name, number) in enumerate(zip(names, numbers, strict=True)):
+        if number is not None:
+            last = f"block{known.index(number)}"
+        outside = "embedding" if "embed" in name.lower() else ""
+        outside = "pooler" if names_pooler(name) else outside and "embeddings"
+        members[last if number is not None or not outside else outside].append(i)
+    groups = [Group(name, tuple(found)) for name, found in members.items() if found]
+    return tuple(_with_learned(groups, learned))
+
+
+def names_pooler(name: str) -> bool:
+    """Whether a weight of a transformer belongs to what pools its tokens, by its path."""
+    return "pool" in name.lower()
+
+
+def _number_of_block(name: str) -> int | None:
+    """Reads the number off `transformer/layer_3/...`, `encoder_layer_3` or `block3`."""
+    for part in name.split("/"):
+        if found := _TRANSFORMER_BLOCK.search(part):
+            return int(found[1])
+    return None
+
+
+def _with_learned(groups: Sequence[Group], learned: Sequence[bool]) -> list[Group]:
+    """Joins what has nothing to train with its neighbour."""
+    joined: list[Group] = []
+    for group in groups:
+        before = joined[-1] if joined else None
+        learns = any(learned[i] for i in group.members)
+        if before and not (learns and any(learned[i] for i in before.members)):
+            name = group.name if learns else before.name
+            joined[-1] = Group(name, before.members + group.members)
+        else:
+            joined.append(group)
+    return joined
 
 
 def _with_block(labels: Sequence[str], blocks: Sequence[re.Match | None]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from tfxfer.backbones.base import ImageContract
+from tfxfer.backbones.contracts import ImageContract
 from tfxfer.backbones.network import KerasBackbone
 from tfxfer.errors import UserError
 from tfxfer.spec import Spec

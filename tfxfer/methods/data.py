@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.config import RunConfig
-from tfxfer.data.base import IMAGE, BadExample, DataInfo, DataSource
+from tfxfer.data.base import BadExample, DataInfo, DataSource
 from tfxfer.data.draw import draw_fewer
 from tfxfer.data.leaks import Leaks, find_leaks
 from tfxfer.data.ready import ReadyData
@@ -33,19 +33,6 @@ def configured_source(config: RunConfig) -> DataSource:
         download=config.download,
         manual_dir=config.tfds_manual_dir,
     )
-
-
-def check_images(source: DataSource, mode: str) -> None:
-    """Checks that a mode whose backbones take images is given some.
-
-    Raises:
-        UserError: If the dataset holds something else.
-    """
-    if source.info.inputs != IMAGE:
-        raise UserError(
-            f"--mode={mode} takes images, and {source.info.name} holds {source.info.inputs} inputs",
-            "--mode=inspect shows such a dataset; a backbone for it is not here yet.",
-        )
 
 
 def _check_settings(config: RunConfig, info: DataInfo) -> None:

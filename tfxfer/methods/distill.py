@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from tfxfer.backbones.hub import parsed
+from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import RunConfig
 from tfxfer.data.base import DataSource
 from tfxfer.files import written_whole
+from tfxfer.methods.backbone import with_usual
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.losses import losses_for
 from tfxfer.methods.opening import config_for, opened
-from tfxfer.methods.students import SELF, from_scratch, with_own_kind
+from tfxfer.methods.students import SELF, with_own_kind
 from tfxfer.methods.teacher_files import check_teacher
 from tfxfer.methods.teachers import split_teachers
 from tfxfer.methods.teaching import Teaching
@@ -43,7 +45,7 @@ def run(
             raised, the workdir is left as it was, unless there is something to go on from.
     """
     source = source or configured_source(config)
-    given, config = config, with_own_kind(config)
+    given, config = config, with_usual(with_own_kind(config), source.info.inputs)
     specs, _ = split_teachers(config.teacher)
     for spec in specs:
         check_teacher(parsed(spec))

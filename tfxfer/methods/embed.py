@@ -14,10 +14,9 @@ from tfxfer.embeddings import part_ids, write_embeddings
 from tfxfer.errors import UserError
 from tfxfer.export import save_backbone
 from tfxfer.features import extract
-from tfxfer.methods.backbone import check_backbone, configured_backbone
+from tfxfer.methods.backbone import check_backbone, configured_backbone, with_usual
 from tfxfer.methods.cache import configured_cache
 from tfxfer.methods.data import (
-    check_images,
     configured_source,
     looked_at,
     naming_bad_examples,
@@ -62,6 +61,7 @@ def run(
             as it was.
     """
     source = source or configured_source(config)
+    config = with_usual(config, source.info.inputs)
     with naming_bad_examples(config, source):
         return _run(config, path, console, source)
 
@@ -69,7 +69,6 @@ def run(
 def _run(config: RunConfig, path: Path, console: Console, source: DataSource) -> EmbedResult | None:
     timed = Stopwatch()
     with timed("loading"):
-        check_images(source, config.mode)
         strategy = distribute.pick_strategy(config.strategy, config.num_logical_devices)
         with strategy.scope():
             backbone = configured_backbone(config, source.info)
@@ -100,7 +99,7 @@ def _run(config: RunConfig, path: Path, console: Console, source: DataSource) ->
                     format=config.format,
                 )
             served = path / workdir.SAVED_MODEL / "1"
-            save_backbone(backbone, served, source.info.shape[-1] or 3)
+            save_backbone(backbone, served, source.info.shape)
         measured = next(name for name in (TEST, VALIDATION, TRAIN) if name in parts)
         with timed("measuring"):
             figures = (None, None)

@@ -22,7 +22,7 @@ def export(model: BackboneModel, test: Part, outputs: np.ndarray, path: Path) ->
     """Writes a model as a SavedModel and as a `.keras` file, and asks the SavedModel again.
 
     Args:
-        model: From images to outputs.
+        model: From inputs to outputs.
         test: Examples to ask for, given as they are.
         outputs: What the model said of these, `[examples, units]`.
         path: The workdir.
@@ -32,13 +32,13 @@ def export(model: BackboneModel, test: Part, outputs: np.ndarray, path: Path) ->
     """
     info = test.source.info
     served = path / workdir.SAVED_MODEL / "1"
-    save_predictor(model, served, info.task, info.shape[-1] or 3)
+    save_predictor(model, served, info.task, info.shape)
     save_keras_model(model, path / workdir.KERAS_MODEL)
     examples = min(test.examples, _EXAMPLES)
-    images = test.dataset.take(examples).map(lambda example_id, image, y: image)
-    images = images.batch(1 if None in info.shape else 32)
+    inputs = test.dataset.take(examples).map(lambda example_id, x, y: x)
+    inputs = inputs.batch(1 if None in info.shape else 32)
     expected = _answers(info.task, outputs[:examples].astype(np.float64))
-    difference = np.abs(served_outputs(served, images) - expected).max()
+    difference = np.abs(served_outputs(served, inputs) - expected).max()
     if info.task.kind == REGRESSION:
         difference /= max(np.abs(expected).max(), 1e-12)
     return ExportCheck(float(difference), _TOLERANCE, examples)

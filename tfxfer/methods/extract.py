@@ -1,4 +1,4 @@
-"""`--mode=extract`: the backbone runs once over each image; a head is fitted on its features."""
+"""`--mode=extract`: the backbone runs once over each example; a head is fitted on its features."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from tfxfer.evaluate import AnyEvaluation, predict, score, summarise_folds
 from tfxfer.feature_data import feature_batches, feature_part
 from tfxfer.features import Features, covering
 from tfxfer.features import extract as compute_features
+from tfxfer.methods.backbone import with_usual
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.exported import export
 from tfxfer.methods.opening import Opened, config_for, opened
@@ -54,6 +55,7 @@ def run(
             left as it was.
     """
     source = source or configured_source(config)
+    config = with_usual(config, source.info.inputs)
     if config.head == "auto":
         numbers = source.info.task.kind == REGRESSION
         config = config.replace(head="ridge" if numbers else "logistic")

@@ -24,6 +24,7 @@ from tfxfer.evaluate import (
     score,
     summarise_folds,
 )
+from tfxfer.methods.backbone import with_usual
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.exported import export
 from tfxfer.methods.opening import Opened, config_for, opened
@@ -38,6 +39,7 @@ from tfxfer.methods.tuner import (
     training_batches,
     training_objective,
     training_settings,
+    with_recipe,
 )
 from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, Plan, write_plan
@@ -75,9 +77,9 @@ def run(
             raised, the workdir is left as it was, unless there are checkpoints to go on from.
     """
     source = source or configured_source(config)
-    given, config = config, ruled(config, source.info)
+    given, config = config, ruled(with_usual(config, source.info.inputs), source.info)
     with naming_bad_examples(config, source):
-        shared = opened(config, source)
+        shared = with_recipe(opened(config, source))
         # All variables, since seeds of dropout are no weights.
         pretrained = [(each, each.numpy()) for each in shared.backbone.variables]
         model = new_model(shared, shared.data.splits[0].train)

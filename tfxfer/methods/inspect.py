@@ -1,7 +1,5 @@
 """`--mode=inspect`: what a dataset holds; what a backbone wants, consists of and costs."""
 
-import numpy as np
-
 from tfxfer.backbones.cost import measure_cost
 from tfxfer.backbones.self_check import check_features, check_value_range
 from tfxfer.config import RunConfig
@@ -37,8 +35,7 @@ def _inspect_backbone(config: RunConfig, console: Console) -> None:
     backbone = configured_backbone(config)
     checked = False
     if config.self_check:
-        shape = (2, *(backbone.contract.size or _ANY_SIZE), backbone.contract.channels)
-        check_features(backbone, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+        check_features(backbone, backbone.contract.noise(2, _ANY_SIZE))
         checked = check_value_range(backbone)
     console.inspect(
         backbone, measure_cost(backbone), range_checked=checked, list_weights=config.list_weights

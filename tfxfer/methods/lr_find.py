@@ -8,6 +8,7 @@ from tfxfer import distribute
 from tfxfer.config import RunConfig
 from tfxfer.data.base import DataSource
 from tfxfer.errors import UserError
+from tfxfer.methods.backbone import with_usual
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.opening import Opened, config_for, opened
 from tfxfer.methods.tuner import (
@@ -63,6 +64,7 @@ def run(
     """
     _check_settings(config)
     source = source or configured_source(config)
+    config = with_usual(config, source.info.inputs)
     with naming_bad_examples(config, source):
         shared = opened(config, source)
         check_devices(shared)

@@ -21,9 +21,9 @@ from tfxfer.data.pipeline import batches
 from tfxfer.data.ready import ReadyData
 from tfxfer.errors import UserError
 from tfxfer.evaluate import AnyEvaluation
-from tfxfer.methods.backbone import check_backbone, configured_backbone
+from tfxfer.methods.backbone import check_backbone, configured_backbone, count_cut
 from tfxfer.methods.cache import configured_cache
-from tfxfer.methods.data import check_images, ready_data
+from tfxfer.methods.data import ready_data
 from tfxfer.models.base import BackboneModel
 from tfxfer.report.result import Result
 from tfxfer.task import Task
@@ -85,6 +85,7 @@ class Opened:
             fingerprints={"data": source.fingerprint, "backbone": self.backbone.fingerprint},
             skipped=self.data.bad,
             leaks=self.data.leaks,
+            cut=self.data.cut,
             **more,
         )
 
@@ -107,11 +108,11 @@ def opened(config: RunConfig, source: DataSource) -> Opened:
         tf.config.experimental.enable_op_determinism()
     with timed("loading"):
         strategy = distribute.pick_strategy(config.strategy, config.num_logical_devices)
-        check_images(source, config.mode)
         with strategy.scope():
             backbone = configured_backbone(config, source.info)
             set_precision(backbone, config.precision)
         data = ready_data(config, source)
+        data = dataclasses.replace(data, cut=count_cut(backbone, data.splits[0]))
         if config.self_check:
             train, size = data.splits[0].train, backbone.contract.size
             check_backbone(backbone, batches(train, config.batch_size, image_size=size))

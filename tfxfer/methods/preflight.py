@@ -11,6 +11,7 @@ import tensorflow as tf
 from scipy.stats import binomtest, ttest_1samp
 from sklearn.metrics import r2_score
 
+from tfxfer.backbones import ImageContract
 from tfxfer.errors import UserError
 from tfxfer.losses.terms import Term
 from tfxfer.models import Distiller
@@ -223,8 +224,8 @@ def _check_knows(teacher: Teacher, outputs: np.ndarray, y: np.ndarray, task: Tas
         raise UserError(
             f"The answers of {teacher.name} must be better than chance, and on {len(y)} training "
             f"examples they are not: {_METRICS[task.kind]} {_score(outputs, y, task):.3f}",
-            "It may want its images prepared otherwise (value_range, preprocessing, image_size), "
-            "or have its outputs in another order (labels=FILE).",
+            "Images may have to be prepared otherwise (value_range, preprocessing, image_size), or "
+            "its outputs be in another order (labels=FILE).",
         )
 
 
@@ -249,14 +250,14 @@ def _doubts(
     elif task.kind == SINGLE_LABEL and worth.mean() < _WEAK:
         yield (
             f"{teacher.name} is right on {worth.mean():.0%} of {len(y)} training examples: are "
-            "its value_range, preprocessing and image_size right?"
+            "labels=FILE and, for images, value_range, preprocessing and image_size right?"
         )
 
 
 def _in_other_ranges(teacher: Teacher, inputs: list[Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Asks a teacher with images in each other usual range, if it tells what its own is."""
     contract = getattr(getattr(teacher.model, "backbone", teacher.model), "contract", None)
-    if contract is None or contract.dtype == "uint8":
+    if not isinstance(contract, ImageContract) or contract.dtype == "uint8":
         return
     black, white = contract.value_range
     for low, high in (each for each in _RANGES if each != (black, white)):

@@ -5,7 +5,7 @@ from pathlib import Path
 from tfxfer import heads
 from tfxfer.backbones.hub import parsed
 from tfxfer.backbones.precision import set_precision
-from tfxfer.backbones.tiny import TINY
+from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import RunConfig, settings_from_file
 from tfxfer.data.parts import Part
 from tfxfer.errors import UserError
@@ -88,13 +88,3 @@ def new_student(shared: Opened, spec: str, seed: int, train: Part | None = None)
         set_precision(backbone, config.precision)
         head = heads.linear(shared.task, train.labels, config.dropout)
         return FineTuner(backbone, head)
-
-
-def from_scratch(spec: str) -> bool:
-    """Tells whether a backbone has no pretrained weights: `tiny`, or one with `weights=none`.
-
-    Args:
-        spec: What `load_backbone` takes.
-    """
-    found = parsed(spec)
-    return found.name == TINY or ("weights" in found.options and found.options["weights"] is None)

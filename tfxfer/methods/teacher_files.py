@@ -13,7 +13,9 @@ import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from tfxfer.backbones import KerasBackbone, SavedModelBackbone
-from tfxfer.backbones.hub import GLYPHS, NO_BACKBONE, exists, path_advice, resolve
+from tfxfer.backbones.bert import PREPROCESSING, load_tokenizer
+from tfxfer.backbones.hashed import BAG, TRANSFORMER
+from tfxfer.backbones.hub import EMBEDDED, NO_BACKBONE, exists, path_advice, resolve
 from tfxfer.backbones.keras_file import SUFFIXES, load_keras_file
 from tfxfer.backbones.network import cut
 from tfxfer.backbones.tiny import TINY
@@ -32,6 +34,7 @@ _SERVED: dict[tuple[str, ...], tuple[str, str]] = {
     ("names", "probabilities"): (MULTI_LABEL, SIGMOID),
     ("names", "values"): (REGRESSION, LOGITS),
 }
+_FEATURES = (*EMBEDDED, TINY, BAG, TRANSFORMER)
 _SERVING, _SIDE = "serving_default", 64
 _NO_TEACHER = "A teacher must be a run, a file, a folder or a handle"
 
@@ -89,7 +92,7 @@ def check_teacher(spec: Spec) -> None:
 
 
 def _check_classifies(spec: Spec) -> None:
-    if spec.name.startswith(("keras:", "keras_hub:")) or spec.name in (GLYPHS, TINY):
+    if spec.name.startswith(("keras:", "keras_hub:")) or spec.name in _FEATURES:
         raise UserError(
             f"A teacher must classify, and {spec.name!r} gives features alone",
             "Fine-tune it first, and give the workdir of that run; or give it as --backbone, which "
@@ -205,7 +208,7 @@ def _settings(told: Mapping[str, str]) -> RunConfig:
 
 
 def _of_saved_model(spec: Spec, place: str | Path, told: Mapping[str, str]) -> Found:
-    spec.only(["output"])
+    spec.only(["output", *PREPROCESSING])
     settings = _settings(told)
     folder = resolve(str(place))
     backbone = SavedModelBackbone(
@@ -214,6 +217,7 @@ def _of_saved_model(spec: Spec, place: str | Path, told: Mapping[str, str]) -> F
         output=str(spec.options.get("output") or ""),
         image_size=settings.image_pixels,
         value_range=settings.image_values,
+        tokenizer=load_tokenizer(spec),
     )
     kind, outputs, names = ("", "", ()) if spec.options else _served(folder)
     return Found(backbone, backbone.units, outputs, kind, names)
@@ -225,14 +229,16 @@ def _served(folder: Path) -> tuple[str, str, tuple[str, ...]]:
     saved.ParseFromString((folder / "saved_model.pb").read_bytes())
     signature = saved.meta_graphs[0].signature_def[_SERVING]
     told = tuple(sorted(signature.outputs))
-    if set(signature.inputs) != {"images"} or told not in _SERVED:
+    if set(signature.inputs) not in ({"images"}, {"texts"}) or told not in _SERVED:
         return "", "", ()
     if "names" not in told:
         return (*_SERVED[told], ())
     serve = tf.saved_model.load(str(folder)).signatures[_SERVING]
-    channels = signature.inputs["images"].tensor_shape.dim[-1].size
-    images = tf.zeros((1, _SIDE, _SIDE, channels), tf.uint8)
+    ((name, taken),) = signature.inputs.items()
+    sides = [each.size for each in taken.tensor_shape.dim[1:]]
+    shape = [1, *(_SIDE if side < 0 else side for side in sides)]
+    example = tf.fill(shape, "") if name == "texts" else tf.zeros(shape, tf.uint8)
     strategy = tf.distribute.get_strategy()  # What was loaded in its scope runs on its replicas.
-    answers: Any = strategy.run(serve, kwargs={"images": images})
+    answers: Any = strategy.run(serve, kwargs={name: example})
     (names, *_) = strategy.experimental_local_results(answers["names"])
     return (*_SERVED[told], tuple(name.decode() for name in names.numpy()))

@@ -1,5 +1,6 @@
 """The students of one run: taught one after the other, trained beside, and compared."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,10 @@ import tensorflow as tf
 
 from tfxfer import distribute
 from tfxfer.backbones import HEAD
+from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import RunConfig
-from tfxfer.costs import ModelCost, model_cost, summed
-from tfxfer.data.base import DataSource
+from tfxfer.costs import ModelCost, cost_on, model_cost, summed
+from tfxfer.data.base import TEXT, DataSource
 from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches
 from tfxfer.errors import UserError, first_line
@@ -25,7 +27,7 @@ from tfxfer.methods.compared import ALONE, DISTILLED, Trained, transfer_card
 from tfxfer.methods.exported import export
 from tfxfer.methods.opening import Opened
 from tfxfer.methods.preflight import Preflight, better_than_chance, preflight
-from tfxfer.methods.students import SELF, assistants, from_scratch, new_student
+from tfxfer.methods.students import SELF, assistants, new_student
 from tfxfer.methods.taught import TaughtData
 from tfxfer.methods.teachers import load_teacher, split_teachers, teacher_parts
 from tfxfer.methods.tuner import is_soft, training_objective, training_settings
@@ -377,11 +379,15 @@ class Teaching(Opened):
         )
 
     def _costs(self, data: TaughtData, student: FineTuner) -> dict[str, ModelCost]:
-        shape = self.data.source.info.shape
-        height, width = data.image_size or shape[:2]
-        size = (height, width, shape[-1] or 3)
-        teachers = [model_cost(each.model, size) for each in data.teachers.teachers]
-        return {"teacher": summed(teachers), "student": model_cost(student, size)}
+        info = self.data.source.info
+        if info.inputs == TEXT:
+            (example,) = self._evaluated(self.data.splits[0].test.pick(np.array([0])), None)
+            cost = functools.partial(cost_on, example=example[0])
+        else:
+            height, width = data.image_size or info.shape[:2]
+            cost = functools.partial(model_cost, image_shape=(height, width, info.shape[-1] or 3))
+        teachers = [cost(each.model) for each in data.teachers.teachers]
+        return {"teacher": summed(teachers), "student": cost(student)}
 
 
 def _of(data: TaughtData) -> _Teachers:

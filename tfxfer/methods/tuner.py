@@ -1,7 +1,7 @@
 """From a config to a fine-tuner, its plan, and how it takes steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ import tensorflow as tf
 from tfxfer import heads
 from tfxfer.backbones import ImageContract
 from tfxfer.backbones.adapters import adapt
-from tfxfer.config import RunConfig
+from tfxfer.backbones.scratch import from_scratch
+from tfxfer.config import AUTO, RunConfig
 from tfxfer.data.base import IMAGE, DataInfo
 from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches, train_batches
@@ -29,7 +30,7 @@ from tfxfer.plan import (
     with_schedule,
 )
 from tfxfer.report import workdir
-from tfxfer.rules import bit
+from tfxfer.rules import bert, bit
 from tfxfer.task import REGRESSION, SINGLE_LABEL
 from tfxfer.training.epochs import Batches
 from tfxfer.training.gradient_norms import relative_gradient_norms, surgical_choice
@@ -56,7 +57,7 @@ def ruled(config: RunConfig, data: DataInfo) -> RunConfig:
     Raises:
         UserError: If a setting that the rule sets is given too.
     """
-    if config.rule == "none":
+    if config.rule != "bit":
         return config
     for name in config.given(_RULED):
         raise UserError(
@@ -73,6 +74,29 @@ def ruled(config: RunConfig, data: DataInfo) -> RunConfig:
         mix="mixup" if rule.mixup and data.inputs == IMAGE else "none",
         image_size=str(rule.crop) if open_size else config.image_size,
     )
+
+
+def with_recipe(shared: Opened) -> Opened:
+    """Sets what `--rule=bert` leaves open, and `auto` for a pretrained text encoder.
+
+    What is given stays as it is; so does what a plan in a file, or one that has a schedule of its
+    own, says itself.
+
+    Args:
+        shared: Data, backbone and settings.
+    """
+    config, backbone = shared.config, shared.backbone
+    encoder = backbone.tokenizer is not None and not from_scratch(backbone.source)
+    if config.rule == AUTO:
+        config = config.replace(rule="bert" if encoder else "none")
+    if config.rule == "bert":
+        train = shared.data.splits[0].train
+        found = bert(train.examples, config.batch_size, config.adapt != "none")
+        own = set(config.given(list(found)))
+        own |= set(_OF_PLAN) if is_file(config.plan) else set()
+        own |= {"schedule", "warmup"} if config.plan.startswith("fastai") else set()
+        config = config.replace(**{k: value for k, value in found.items() if k not in own})
+    return replace(shared, config=config)
 
 
 def _examples(config: RunConfig, data: DataInfo) -> int:

@@ -68,6 +68,18 @@ class StepModel(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Builds metrics and optimizer by the first batch of a fit under a strategy.
+
+        Keras takes the mean of that over the replicas, which texts have none of; the share of one
+        replica shows the shapes as well.
+        """
+        if iterator is not None and self._distribute_strategy is not None:
+            _, _, batches = next(iter(iterator))
+            first = self._distribute_strategy.experimental_local_results
+            data_batch = tf.nest.map_structure(lambda each: first(each)[0], next(batches))
+        super()._maybe_symbolic_build(data_batch=data_batch)
+
     def train_step(self, data):
         """Takes one step, as Keras does, except that the tape watches nothing frozen.
 

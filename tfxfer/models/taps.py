@@ -7,12 +7,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfxfer.backbones import Backbone, KerasBackbone
+from tfxfer.backbones import Backbone, KerasBackbone, SavedModelBackbone
 from tfxfer.errors import UserError
+from tfxfer.models.attention import attention_of, recorded
 from tfxfer.models.base import BackboneModel
 
 FEATURES, MAPS = "features", "maps"
 """What a backbone returns, `[batch, units]`, and the same before it is averaged over places."""
+
+
+SCORES = ".scores"
+"""What stands after the name of a stage or layer for the attention in it, `[batch, n, n]`."""
 
 
 class AmbiguousName(UserError):
@@ -28,7 +33,10 @@ class Taps:
         names: Of layers; those of models within models too, as `outer/inner` or, where one layer
             alone has it, as `inner`. Of a model on a backbone also of its stages, whose last output
             it then is, `features` and `maps`. Of another model `features` is what goes into its
-            last layer with weights.
+            last layer with weights. Of a text encoder that is a SavedModel, the stages `block0` and
+            so on are told; of any other, `NAME.scores` is also how much each token of a text
+            attends to each, averaged over the heads of the last attention in a layer or stage.
+            Where texts are padded, all this is zero.
         source: What the model is called in messages.
 
     Raises:
@@ -42,11 +50,17 @@ class Taps:
         # What is kept of the graph: outputs by the layer that gives them, and what goes into one.
         self._names: dict[int, list[str]] = {}
         self._last: keras.layers.Layer | None = None
+        self._attention: dict[str, keras.layers.MultiHeadAttention] = {}
+        self._hidden: tuple[str, ...] = ()
         own = () if self._backbone is None else (FEATURES, MAPS)
         self.channels: dict[str, int | None] = {}
         wanted = sorted(set(names) - set(own))
         for name in set(names) & set(own):
             self.channels[name] = model.backbone.units
+        encoder = self._backbone if isinstance(self._backbone, SavedModelBackbone) else None
+        if encoder is not None and encoder.hidden_states:
+            self._take_hidden(encoder, wanted, source)
+            return
         if not wanted:
             return
         graph = _graph(model if self._backbone is None else _network(self._backbone))
@@ -63,6 +77,11 @@ class Taps:
             last = self._last = _last_with_weights(graph, source)
             self.channels[FEATURES] = last.input.shape[-1]
         for name in wanted:
+            if name.endswith(SCORES):
+                layers = self._within(name.removesuffix(SCORES), known, own, source)
+                self._attention[name] = attention = attention_of(layers, name, source)
+                self.channels[name] = _length(attention, self._backbone)
+                continue
             layer = _named(name, known, own, source)
             self._names.setdefault(id(layer), []).append(name)
             self.channels[name] = _shape(layer)[-1]
@@ -81,21 +100,54 @@ class Taps:
         found: dict[str, tf.Tensor] = {}
         if self._backbone is not None:
             return self._on_backbone(self._backbone, inputs, training, found), found
-        if self._names or self._last is not None:
-            return self._run(self._model, inputs, training, found), found
+        if self._names or self._attention or self._last is not None:
+            with recorded(self._attention, found):
+                return self._run(self._model, inputs, training, found), found
         return self._model(inputs, training=training), found
+
+    def _take_hidden(self, backbone: SavedModelBackbone, wanted: list[str], source: str) -> None:
+        """Takes the names of the blocks of an encoder, which has no layers to look into."""
+        for name in wanted:
+            if name not in backbone.hidden_states:
+                attention = name.endswith(SCORES)
+                raise UserError(
+                    f"{source} is a SavedModel, and is asked for {name!r}",
+                    "Its interface does not tell attention; compare what blocks return."
+                    if attention
+                    else f"Ask for {', '.join((*backbone.hidden_states, FEATURES))}.",
+                )
+            self.channels[name] = backbone.hidden_units
+        self._hidden = tuple(wanted)
+
+    def _within(
+        self, name: str, known: Mapping[str, keras.layers.Layer], own: Collection[str], source: str
+    ) -> list[keras.layers.Layer]:
+        """Gives the layers of a stage, or in a layer."""
+        for stage in () if self._backbone is None else self._backbone.stages:
+            if stage.name == name:
+                return list(stage.layers)
+        return list(_named(name, known, own, source)._flatten_layers())
 
     def _on_backbone(
         self, backbone: Backbone, inputs: Any, training: bool, found: dict[str, tf.Tensor]
     ) -> tf.Tensor:
         """Does what the backbone and the model on it do in `call`."""
         learns = bool(training) and (backbone.trainable or backbone.bn == "train")
-        images = backbone.contract.prepare(inputs)
-        if self._names and isinstance(backbone, KerasBackbone):
-            images = backbone.preprocess(images)
-            found[MAPS] = self._run(backbone.network, images, learns, found)
+        taken = backbone.contract.prepare(inputs)
+        if self._hidden and isinstance(backbone, SavedModelBackbone):
+            found[MAPS], hidden = backbone.features_and_hidden(taken, learns)
+            found |= {name: hidden[name] for name in self._hidden}
+        elif (self._names or self._attention) and isinstance(backbone, KerasBackbone):
+            tokens = backbone.preprocess(taken)
+            with recorded(self._attention, found):
+                found[MAPS] = self._run(backbone.network, tokens, learns, found)
+            if backbone.tokenizer is not None:
+                mask = backbone.tokenizer.mask(tokens)
+                named = [name for names in self._names.values() for name in names]
+                for name in (*named, *self._attention):
+                    found[name] = _without_padding(found[name], mask)
         else:
-            found[MAPS] = backbone.features(images, learns)
+            found[MAPS] = backbone.features(taken, learns)
         found[FEATURES] = backbone.vectors(found[MAPS])
         return self._model.head(found[FEATURES], training=training)
 
@@ -128,6 +180,21 @@ class Taps:
         return inner is not None and any(
             id(each) in self._names or each is self._last for each in _layers(inner)
         )
+
+
+def _length(attention: keras.layers.Layer, backbone: Backbone | None) -> int | None:
+    """How many tokens an attention is over, as far as it is known."""
+    if backbone is not None and backbone.tokenizer is not None:
+        return backbone.tokenizer.sequence_length
+    return _shape(attention)[1] if attention._inbound_nodes else None
+
+
+def _without_padding(found: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Sets to zero what stands for padding: `[batch, n, ...]` and `[batch, n]`."""
+    if found.shape.rank < 3 or found.shape[1] != mask.shape[1]:
+        return found
+    kept = tf.reshape(mask, [-1, mask.shape[1], *[1] * (found.shape.rank - 2)])
+    return found * tf.cast(kept, found.dtype)
 
 
 def _network(backbone: Backbone) -> keras.Model | None:

@@ -20,7 +20,7 @@ class Phase:
         stages: The stages that train, input side first; all others are frozen.
         epochs: Most epochs; a phase ends sooner when validation no longer improves.
         learning_rate: Of all that trains in it, or one a stage in the order of `stages`; above 0.
-        schedule: How the rate goes: `constant`, `cosine`, `one_cycle` or `step`.
+        schedule: How the rate goes: `constant`, `cosine`, `linear`, `one_cycle` or `step`.
         warmup: Share of the steps in which the rate rises, in [0, 1).
         milestones: With the schedule `step`: shares of the steps, rising and after the warm-up,
             each of which leaves a tenth of the rate.

@@ -57,7 +57,7 @@ def with_schedule(
 
     Args:
         phases: The phases.
-        schedule: `constant`, `cosine`, `one_cycle` or `step`.
+        schedule: `constant`, `cosine`, `linear`, `one_cycle` or `step`.
         warmup: Share of each phase in which the rate rises, in [0, 1). The schedule `one_cycle`
             cannot do without, and takes a quarter if 0.
         milestones: For the schedule `step`: shares of each phase that leave a tenth of the rate.

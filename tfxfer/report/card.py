@@ -84,7 +84,7 @@ def card_markdown(card: TransferCard) -> str:
     """
     rows = _rows(card)
     costs = [
-        ("", "parameters", "MB", "MFLOPs an image", "ms an image"),
+        ("", "parameters", "MB", "MFLOPs an example", "ms an example"),
         *((name, *_cost_cells(cost)) for name, cost in card.costs.items()),
     ]
     parts = [
@@ -230,7 +230,7 @@ def _cost(cost: ModelCost) -> str:
     parameters, megabytes, operations, milliseconds = _cost_cells(cost)
     return (
         f"{parameters} parameters in {megabytes} MB, {operations} MFLOPs and {milliseconds} ms "
-        "for an image"
+        "for an example"
     )
 
 

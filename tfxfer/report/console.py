@@ -67,7 +67,8 @@ class Console:
             self._print(f"          {line}")
         self._print(
             f"backbone  {config.backbone}, {backbone.count_params():,} parameters, "
-            f"{counted(len(backbone.stages), 'stage')}, images {backbone.contract}"
+            f"{counted(len(backbone.stages), 'stage')}, "
+            f"{backbone.contract.inputs}s {backbone.contract}"
         )
         if backbone.untrainable:
             self._print(f"          stays frozen: {backbone.untrainable}")
@@ -82,7 +83,12 @@ class Console:
             if value != "none"
         ]
         if plan is not None:
-            name = config.plan if config.rule == "none" else f"rule {config.rule}"
+            name = config.plan if config.rule != "bit" else "rule bit"
+            name += (
+                f" by rule bert, weight decay {config.weight_decay:g}"
+                if config.rule == "bert"
+                else ""
+            )
             self._print(f"plan      {name}, {counted(len(plan), 'phase')}{''.join(training)}")
         else:
             self._print(f"head      {config.head}{''.join(training)}")
@@ -110,7 +116,7 @@ class Console:
     ) -> None:
         """Prints what a backbone wants, consists of and costs."""
         self._print(f"backbone       {backbone.source}")
-        self._print(f"images         {backbone.contract}")
+        self._print(f"{backbone.contract.inputs + 's':14} {backbone.contract}")
         if not range_checked:
             self._print("               (nothing in the network tells whether that range is right)")
         if backbone.preprocessing:
@@ -118,8 +124,8 @@ class Console:
         self._print(f"features       {backbone.units}")
         self._print(f"parameters     {backbone.count_params():,}")
         self._print(
-            f"cost           {cost.flops / 1e9:.4g} GFLOPs and {cost.milliseconds:.3g} ms for an "
-            f"image of {cost.size[0]}x{cost.size[1]} ({distribute.kind_of_device()}, alone)"
+            f"cost           {cost.flops / 1e9:.4g} GFLOPs and {cost.milliseconds:.3g} ms for "
+            f"{cost.of} ({distribute.kind_of_device()}, alone)"
         )
         self._print(f"fingerprint    {backbone.fingerprint}")
         if backbone.untrainable:
@@ -167,7 +173,7 @@ class Console:
         counts = ", ".join(f"{count:,} {split}" for split, count in examples.items())
         self._print("tfxfer embed")
         self._print(f"data      {info.name}, {info.task}: {counts}")
-        self._print(f"backbone  {backbone.source}, images {backbone.contract}")
+        self._print(f"backbone  {backbone.source}, {backbone.contract.inputs}s {backbone.contract}")
 
     def embedded(self, result: EmbedResult, path: Path) -> None:
         """Prints what features were written, and how well they tell identities apart."""

@@ -19,6 +19,9 @@ def part_lines(data: ReadyData) -> Iterator[str]:
         yield f"fold {number}: {_origins(splits)}" if several else _origins(splits)
     if data.bad:
         yield f"{counted(len(data.bad), 'example')} left out, such as {_bad(data.bad[0])}"
+    if cut := {name: count for name, count in data.cut.items() if count}:
+        said = ", ".join(f"{count} of {name}" for name, count in cut.items())
+        yield f"texts longer than the backbone reads, which are cut: {said}"
     for number, leaks in enumerate(data.leaks, start=1):
         if leaks.found:
             yield f"fold {number}: {_leaks(leaks)}" if several else _leaks(leaks)
@@ -71,7 +74,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 def inputs(info: DataInfo) -> str:
     """Says what goes into a model."""
     if info.inputs == TEXT:
-        return "texts"
+        return "pairs of texts" if info.shape else "texts"
     if info.inputs == TABLE:
         return f"rows of {info.shape[0]} numbers"
     height, width, channels = info.shape

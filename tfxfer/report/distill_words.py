@@ -44,7 +44,7 @@ def start_lines(
         yield f"between   {between}"
     yield (
         f"student   {config.student}, {student.count_params():,} parameters, "
-        f"{counted(len(student.stages), 'stage')}, images {student.contract}"
+        f"{counted(len(student.stages), 'stage')}, {student.contract.inputs}s {student.contract}"
     )
     alone = counted(config.seeds, "seed")
     yield f"loss      {loss}, and {config.alpha:g} times that on labels"

@@ -71,6 +71,7 @@ class Result:
         head: How the head was fitted, where that was not in phases; of the last fold.
         averages: What averaging weights after training chose, of each model.
         card: What a distillation was worth; `None` for other runs.
+        cut: Texts of each part that are longer than the backbone reads; empty for other inputs.
     """
 
     task: str
@@ -87,6 +88,7 @@ class Result:
     head: HeadResult | None = None
     averages: tuple[Averaged, ...] = ()
     card: TransferCard | None = None
+    cut: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -2,12 +2,10 @@
 
 import time
 
-import numpy as np
 import tensorflow as tf
 
 from tfxfer.backbones import Backbone
 
-_ANY_SIZE = (224, 224)
 _RUNS = 2
 
 
@@ -23,14 +21,13 @@ def forward_seconds(backbone: Backbone, batch_size: int) -> float:
     Returns:
         Seconds an example, the least of two runs; at 224x224 pixels if the backbone takes any size.
     """
-    shape = (batch_size, *(backbone.contract.size or _ANY_SIZE), backbone.contract.channels)
-    images = tf.constant(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-    # Not `infer`, whose traces would become more general, as these images may have other channels.
+    inputs = tf.constant(backbone.contract.noise(batch_size))
+    # Not `infer`, whose traces would become more general, as images may have other channels.
     run = tf.function(lambda batch: backbone(batch, training=False), autograph=False)
-    run(images).numpy()
+    run(inputs).numpy()
     seconds = []
     for _ in range(_RUNS):
         start = time.perf_counter()
-        run(images).numpy()
+        run(inputs).numpy()
         seconds.append(time.perf_counter() - start)
     return min(seconds) / batch_size

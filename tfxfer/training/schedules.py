@@ -11,9 +11,10 @@ def factor(phase: Phase, step: int, steps: int) -> float:
     """Returns what the rates of a phase are multiplied by in a step.
 
     `constant`; `cosine`, to 0 (Loshchilov and Hutter 2017, "SGDR", equation 5, one period);
+    `linear`, to 0, as BERT is fine-tuned (Devlin et al. 2019, section A.2);
     `one_cycle`, from 1/25 up to 1 in the warm-up and down to 1e-5, both as cosines (Smith 2018, as
     fastai has it); `step`, a tenth after each milestone. All but `one_cycle` rise linearly in the
-    warm-up, and the cosine begins after it.
+    warm-up, and cosine and line begin after it.
 
     Args:
         phase: The phase.
@@ -37,6 +38,8 @@ def factor(phase: Phase, step: int, steps: int) -> float:
         return warm
     if phase.schedule == "cosine":
         return warm * _between(1.0, 0.0, _share(step, rise, steps))
+    if phase.schedule == "linear":
+        return warm * (1.0 - _share(step, rise, steps))
     if phase.schedule == "step":
         return warm * 0.1 ** sum(step >= share * steps for share in phase.milestones)
     raise ValueError(f"Phase {phase.name!r}: unknown schedule {phase.schedule!r}.")
