@@ -20,7 +20,7 @@ from sklearn.model_selection import GridSearchCV
 
 from tfxfer import load_backbone, open_dataset
 
-_DRAWS = flags.DEFINE_integer("draws", 10, "Draws of the labels.")
+_DRAWS = flags.DEFINE_integer("draws", 5, "Draws of the labels.")
 _SHOTS = (10, 20)
 _BATCH = 256
 
@@ -55,7 +55,7 @@ def drawn(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 def accuracy(train, test, rows: np.ndarray | slice) -> float:
     """Fits on some rows of train, and scores on test."""
-    strengths = {"C": np.logspace(-3, 4, 8)}
+    strengths = {"C": np.logspace(-2, 3, 6)}
     model = GridSearchCV(LogisticRegression(max_iter=2000), strengths, cv=5)
     (x, y), (test_x, test_y) = train, test
     return accuracy_score(test_y, model.fit(x[rows], y[rows]).predict(test_x))
