@@ -12,6 +12,8 @@ _OPTIONS = re.compile(r"(?P<name>.+?)\((?P<options>[^()]*)\)", re.DOTALL)
 _OPTION = re.compile(
     r"""\s*(?P<key>[A-Za-z_]\w*)\s*=\s*(?P<value>"[^"]*"|'[^']*'|[^,"']*?)\s*(?:,|$)"""
 )
+# Commas and semicolons between quotes or parentheses belong to a spec.
+_SPECS = re.compile(r"""(?:"[^"]*"|'[^']*'|\((?:"[^"]*"|'[^']*'|[^()"'])*\)|[^,;"'()]|[()"'])+""")
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -43,6 +45,39 @@ class Spec:
                 f"{self.name!r} has no option {unknown[0]!r}",
                 f"It takes {', '.join(sorted(known))}." if known else "It takes none.",
             )
+
+    def having(self, key: str, value: Any) -> "Spec":
+        """Returns the same name with one option more, or another value of it."""
+        return _spec(self.name, {**self.options, key: value})
+
+    def without(self, keys: Collection[str]) -> "Spec":
+        """Returns the same name without some of the options.
+
+        Args:
+            keys: Of the options to leave out, whether they are there or not.
+        """
+        options = {key: value for key, value in self.options.items() if key not in keys}
+        if len(options) == len(self.options):
+            return self
+        return _spec(self.name, options)
+
+
+def split_specs(text: str) -> tuple[str, ...]:
+    """Reads several specs between commas or semicolons.
+
+    Args:
+        text: Such as `glyphs, keras:ResNet50(weights=none, layer=pool), 'a,b.keras'`; those between
+            quotes or parentheses do not part specs, and quotes around a whole one are taken off.
+
+    Returns:
+        The specs, without those that are empty.
+    """
+    found = (each.strip() for each in _SPECS.findall(text))
+    return tuple(
+        each[1:-1] if len(each) > 1 and each[0] == each[-1] and each[0] in "\"'" else each
+        for each in found
+        if each
+    )
 
 
 def parse_spec(text: str) -> Spec:
@@ -76,6 +111,17 @@ def parse_spec(text: str) -> Spec:
         options[option["key"]] = _value(option["value"])
         at = option.end()
     return Spec(parts["name"].strip(), options, text) if options else Spec(text, text=text)
+
+
+def _spec(name: str, options: Mapping[str, Any]) -> Spec:
+    inside = ", ".join(f"{key}={_shown(value)}" for key, value in options.items())
+    return Spec(name, options, f"{name}({inside})" if inside else name)
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _value(text: str) -> Any:

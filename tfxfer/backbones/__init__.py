@@ -14,9 +14,11 @@ from tfxfer.backbones.keras_file import SUFFIXES, load_keras_file
 from tfxfer.backbones.keras_model import load_keras_model
 from tfxfer.backbones.network import KerasBackbone
 from tfxfer.backbones.presets import load_preset
+from tfxfer.backbones.random_weights import draw_anew, without_random
 from tfxfer.backbones.saved_model import SavedModelBackbone
 from tfxfer.backbones.tiny import TINY, load_tiny
 from tfxfer.errors import UserError
+from tfxfer.spec import Spec
 
 __all__ = [
     "HEAD",
@@ -58,7 +60,11 @@ def load_backbone(
             *   `keras_hub:PRESET`, a folder or handle of KerasHub, with `layer=NAME` for images and
                 `seq_length=N` for texts.
 
-            Options stand in parentheses: `keras:MobileNetV2(alpha=0.35, weights=none)`.
+            Options stand in parentheses: `keras:MobileNetV2(alpha=0.35, weights=none)`. Any spec
+            takes
+
+            *   `random=all`, which draws every weight anew by Keras' global seed, to see what
+                pretraining is worth, or `random="block3;block4"`, those of the stages named.
         image_size: Height and width, or one number for both, where the network leaves them open.
         value_range: Values of black and of white that the network wants; found out if `None`.
         data_size: Height and width of the user's images; what `tiny` and a network of
@@ -80,7 +86,22 @@ def load_backbone(
         return load_keras_model(
             source, image_size=image_size, value_range=value_range, pattern=stages, bn=bn
         )
-    spec = parsed(source)
+    spec, drawn = without_random(parsed(source))
+    backbone = _load(spec, image_size, data_size, value_range, stages, bn)
+    if drawn is not None:
+        draw_anew(backbone, drawn)
+    return backbone
+
+
+def _load(
+    spec: Spec,
+    image_size: tuple[int, int] | None,
+    data_size: tuple[int, int] | None,
+    value_range: tuple[float, float] | None,
+    stages: str,
+    bn: str,
+) -> Backbone:
+    """Loads a backbone as its kind is loaded; see `load_backbone`."""
     if spec.name == TINY:
         return load_tiny(spec, image_size, data_size, value_range, stages, bn)
     if spec.name in (BAG, TRANSFORMER):
