@@ -41,8 +41,8 @@ def card(kind=SINGLE_LABEL, seeds=3, noise=(0.1, 0.3, 1.0), notes=()) -> Transfe
     figures = [[each.headline for each in arm.best] for arm in (distilled, alone)]
     found = verdict(figures[0], figures[1], ours, theirs, kind != REGRESSION)
     costs = {
-        "teacher": ModelCost(78_042, 312_168, 24_500_000, 1.234),
-        "student": ModelCost(7_210, 28_840, 1_200_000, 0.617),
+        "teacher": ModelCost(78_042, 312_168, 24_500_000, 1.234, 402_168, 5_000_000),
+        "student": ModelCost(7_210, 28_840, 1_200_000, 0.617, 98_840, None),
     }
     return TransferCard(model_scores(task, taught, y), distilled, alone, found, found, costs, notes)
 
@@ -185,7 +185,7 @@ def test_notes_say_that_a_student_is_larger():
     note = "the student is larger than the teacher: 78,042 parameters, not 7,210"
     assert note in card_notes(replace(made, costs=swapped))
     assert note not in card_notes(made)
-    free = {**swapped, "teacher": ModelCost(0, 0, 0, 1.0)}
+    free = {**swapped, "teacher": ModelCost(0, 0, 0, 1.0, 0, 0)}
     assert "larger" not in "\n".join(card_notes(replace(made, costs=free)))
 
 
@@ -235,5 +235,5 @@ def test_the_page_holds_what_the_screen_does():
 
 def test_a_student_of_a_free_teacher():
     made = card()
-    free = replace(made, costs={**made.costs, "teacher": ModelCost(0, 0, 0, 1.0)})
+    free = replace(made, costs={**made.costs, "teacher": ModelCost(0, 0, 0, 1.0, 0, 0)})
     assert "the student against the teacher: 61.7% of the time" in "\n".join(card_lines(free))

@@ -5,9 +5,14 @@ import itertools
 import keras
 import pytest
 
+from tests.conftest import small_network
 from tfxfer import costs
+from tfxfer.backbones import load_backbone
 from tfxfer.backbones.cost import measure_cost
 from tfxfer.costs import ModelCost, model_cost, summed
+from tfxfer.export import save_predictor
+from tfxfer.models import FineTuner
+from tfxfer.task import SINGLE_LABEL, Task
 
 
 def network(dtype: str = "float32") -> keras.Model:
@@ -62,6 +67,38 @@ def test_a_head_comes_on_top_of_its_backbone(model, backbone):
     assert 0 < found.flops - measure_cost(backbone).flops < 100
 
 
+@pytest.mark.parametrize("kind", ["hub", "keras"])
+def test_disk_is_what_a_saved_model_takes(model, tmp_path, kind):
+    if kind == "keras":
+        small_network().save(tmp_path / "small.keras")
+        model = FineTuner(load_backbone(str(tmp_path / "small.keras")), keras.layers.Dense(3))
+    found = model_cost(model, (16, 16, 3), "uint8")
+    save_predictor(model, tmp_path / "1", Task(SINGLE_LABEL, ("a", "b", "c")), (16, 16, 3))
+    size = sum(file.stat().st_size for file in (tmp_path / "1").rglob("*") if file.is_file())
+    assert found.disk_bytes == pytest.approx(size, rel=0.15)
+
+
+def test_each_weight_takes_disk_once():
+    large = keras.Sequential([keras.Input((8, 8, 2)), keras.layers.Flatten()])
+    large.add(keras.layers.Dense(10_000))
+    found = model_cost(large, (8, 8, 2))
+    assert found.bytes < found.disk_bytes < 1.02 * found.bytes
+
+
+def test_memory_is_weights_and_what_a_batch_needs():
+    maps = 100 * 100 * 16 * 4
+    wide = keras.Sequential([keras.Input((100, 100, 1)), keras.layers.Conv2D(16, 1)])
+    wide.add(keras.layers.GlobalAveragePooling2D())
+    found = model_cost(wide, (100, 100, 1))
+    assert found.memory_bytes is not None
+    assert 32 * maps < found.memory_bytes - found.bytes < 3 * 32 * maps
+
+
+def test_memory_may_be_unknown(monkeypatch):
+    monkeypatch.setattr(costs, "peak_bytes", lambda run: None)
+    assert model_cost(network(), (8, 8, 2)).memory_bytes is None
+
+
 def test_the_clock_ends_the_measurement(monkeypatch):
     runs = []
     ticks = itertools.count()
@@ -77,5 +114,7 @@ def test_shapes_are_checked(shape):
 
 
 def test_models_in_a_row_cost_the_sum():
-    one, other = ModelCost(1, 4, 10, 0.5), ModelCost(2, 8, 30, 1.0)
-    assert summed([one, other]) == ModelCost(3, 12, 40, 1.5)
+    one, other = ModelCost(1, 4, 10, 0.5, 6, 50), ModelCost(2, 8, 30, 1.0, 9, 70)
+    assert summed([one, other]) == ModelCost(3, 12, 40, 1.5, 15, 120)
+    unknown = ModelCost(2, 8, 30, 1.0, 9, None)
+    assert summed([one, unknown]) == ModelCost(3, 12, 40, 1.5, 15, None)

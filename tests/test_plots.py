@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from tfxfer.report.plots import lr_curve, phase_curves
+from tfxfer.report.plots import Point, lr_curve, pareto, phase_curves
 from tfxfer.training.lr_finder import LrCurve, curve
 
 RATES = np.geomspace(1e-7, 10, 100)
@@ -122,6 +124,62 @@ def test_nothing_to_draw_is_a_mistake(tmp_path):
     with pytest.raises(ValueError, match="none"):
         phase_curves([], tmp_path / "curves.png")
     assert list(tmp_path.iterdir()) == []
+
+
+POINTS = (
+    Point("MobileNetV2(alpha=0.35)", 4.1, 0.861, (0.842, 0.879), True),
+    Point("MobileNetV3Small", 5.6, 0.859, (0.840, 0.877), False),
+    Point("MobileNetV3Large", 11.2, 0.914, (0.899, 0.928), True),
+    Point("MobileNetV2", 11.9, 0.912, (0.897, 0.926), False),
+    Point("EfficientNetB0", 19.8, 0.931, (0.917, 0.944), True),
+    Point("ResNet50", 48.0, 0.925, (0.911, 0.938), False),
+    Point("EfficientNetB3 at $300$", 61.0, 0.944, None, True),
+)
+
+
+def test_pareto_fills_and_joins_the_points_of_the_front(tmp_path):
+    shares = []
+    for points in (POINTS, [replace(each, on_front=False) for each in POINTS]):
+        pareto(points, tmp_path / "pareto.png", "accuracy", "digits: 7 models")
+        picture = pixels(tmp_path / "pareto.png")
+        assert picture.shape == (720, 1350, 3)
+        shares.append(share(picture, BLUE))
+    assert shares[0] > 2 * shares[1] > 5e-4
+    assert [path.name for path in tmp_path.iterdir()] == ["pareto.png"]
+
+
+def test_names_keep_clear_of_each_other(tmp_path, monkeypatch):
+    boxes = []
+    savefig = Figure.savefig
+
+    def look(figure, *args, **kwargs):
+        savefig(figure, *args, **kwargs)
+        boxes.extend(text.get_window_extent() for text in figure.axes[0].texts)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    pareto(POINTS, tmp_path / "pareto.png", "accuracy", "digits")
+    assert len(boxes) == len(POINTS)
+    assert all(box.count_overlaps(boxes) == 1 for box in boxes), "each with itself alone"
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        POINTS[:1],
+        [replace(each, latency_ms=3.0, value=0.5, interval=None) for each in POINTS],
+        [replace(each, name="a" * 200) for each in POINTS[:2]],
+        [replace(POINTS[0], latency_ms=0.01), replace(POINTS[1], latency_ms=5000.0)],
+    ],
+    ids=["one", "all alike", "long names", "far apart"],
+)
+def test_odd_models_are_drawn(tmp_path, points):
+    pareto(points, tmp_path / "pareto.png", "rmse", "digits")
+    assert share(pixels(tmp_path / "pareto.png"), BLUE) > 1e-4
+
+
+def test_no_models_are_a_mistake(tmp_path):
+    with pytest.raises(ValueError, match="none"):
+        pareto([], tmp_path / "pareto.png", "accuracy", "digits")
 
 
 def test_a_failure_leaves_the_old_picture(found, tmp_path, monkeypatch):

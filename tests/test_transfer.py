@@ -326,7 +326,7 @@ def test_a_card_is_strict_json(kind, examples):
     arm = Arm("distilled", (scores,), (scores,), 10, 1.0)
     pairs = headline_scores(task, outputs, y)
     found = verdict([scores.headline], [scores.headline], pairs, pairs, kind != REGRESSION)
-    costs = {name: ModelCost(10, 40, 20, 0.1) for name in ("teacher", "student")}
+    costs = {name: ModelCost(10, 40, 20, 0.1, 50, None) for name in ("teacher", "student")}
     card = TransferCard(model_scores(task, outputs, y), arm, arm, found, found, costs, ("a note",))
     read = json.loads(json.dumps(dataclasses.asdict(card), allow_nan=False))
     assert read["verdict"]["word"] == NO_EVIDENCE

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,8 +12,12 @@ import tensorflow as tf
 
 from tfxfer.backbones import Backbone
 from tfxfer.backbones.cost import count_flops, uncounted_flops
+from tfxfer.memory import peak_bytes
 
 _ANY_SIZE = 224
+_BATCH = 32
+# What a SavedModel of TensorFlow 2.21 takes, beside its values, to name, save and restore a weight.
+_DISK_BYTES_A_WEIGHT = 3000
 _WARM_UP = 3
 _LEAST_RUNS = 5
 _MOST_RUNS = 200
@@ -30,12 +35,18 @@ class ModelCost:
             counts as two.
         latency_ms: Median time of one example in a batch of its own, in milliseconds, on this
             machine.
+        disk_bytes: Size of its SavedModel, as `tfxfer.export.save_predictor` writes it, to about
+            15%, without the vocabulary of a text encoder.
+        memory_bytes: Weights, and what a batch of 32 examples needs beside them at its peak, as
+            `tfxfer.memory.peak_bytes` measures it; `None` if it cannot.
     """
 
     parameters: int
     bytes: int
     flops: int
     latency_ms: float
+    disk_bytes: int
+    memory_bytes: int | None
 
 
 def model_cost(
@@ -69,25 +80,43 @@ def cost_on(model: keras.Model, example: tf.Tensor) -> ModelCost:
     """
     run = tf.function(
         lambda inputs: model(inputs, training=False),
-        input_signature=[tf.TensorSpec(example.shape, example.dtype)],
+        input_signature=[tf.TensorSpec([None, *example.shape[1:]], example.dtype)],
         autograph=False,
     )
     traced = run.get_concrete_function()
+    # Operations are counted where shapes are known: the same trace, for a batch of one.
+    single = tf.function(lambda inputs: traced(inputs), autograph=False)
     weights = model.weights
+    held = sum(_scalars(weight) * tf.as_dtype(weight.dtype).size for weight in weights)
     backbone = getattr(model, "backbone", model)
     more = uncounted_flops(backbone) if isinstance(backbone, Backbone) else 0
+    seconds = _median_seconds(lambda: _finish(traced(example)))
+    needed = peak_bytes(lambda: _finish(traced(tf.repeat(example, _BATCH, axis=0))))
+    # A predictor has two signatures, and each has the graph.
+    graphs = 2 * traced.graph.as_graph_def().ByteSize()
     return ModelCost(
         parameters=sum(_scalars(weight) for weight in weights),
-        bytes=sum(_scalars(weight) * tf.as_dtype(weight.dtype).size for weight in weights),
-        flops=count_flops(traced) + more,
-        latency_ms=1000
-        * _median_seconds(lambda: tf.nest.map_structure(np.asarray, traced(example))),
+        bytes=held,
+        flops=count_flops(single.get_concrete_function(example)) + more,
+        latency_ms=1000 * seconds,
+        disk_bytes=held + graphs + _DISK_BYTES_A_WEIGHT * len(weights),
+        memory_bytes=None if needed is None else held + needed,
     )
 
 
 def summed(costs: Sequence[ModelCost]) -> ModelCost:
-    """Adds up what several models cost that run one after the other, such as teachers."""
-    return ModelCost(*map(sum, zip(*map(dataclasses.astuple, costs), strict=True)))
+    """Adds up what several models cost that run one after the other, such as teachers.
+
+    What is unknown of one is unknown of all.
+    """
+    columns = zip(*map(dataclasses.astuple, costs), strict=True)
+    totals: list[Any] = [None if None in column else sum(column) for column in columns]
+    return ModelCost(*totals)
+
+
+def _finish(outputs: Any) -> None:
+    """Waits for the values of outputs, which a GPU may still be working on."""
+    tf.nest.map_structure(np.asarray, outputs)
 
 
 def _scalars(weight: keras.Variable) -> int:

@@ -6,6 +6,7 @@ Matplotlib is imported as the first one is drawn.
 import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,33 @@ _RULES = (
     ("steepest", "steepest", _PURPLE, "^"),
     ("minimum", "minimum / 10", _BLUE, "D"),
 )
+# Where a name may stand from its point, in points of print; the best place first.
+_PLACES = tuple((x, y) for y in (7, -7, 20, -20, 33, -33) for x in (7, -7))
 # What the lines of metrics.jsonl hold beside the metric.
 _OTHERS = ("model", "phase", "epoch", "loss", "learning_rate", "seconds")
 # Losses that differ more than that cannot be read on an even scale.
 _WIDE = 20
 
 Lines = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model among others of which one is to be chosen.
+
+    Attributes:
+        name: Of the model.
+        latency_ms: Time of one example in milliseconds, above 0.
+        value: Its quality.
+        interval: Low and high end of an interval for `value`, if there is one.
+        on_front: Whether it is on the Pareto front.
+    """
+
+    name: str
+    latency_ms: float
+    value: float
+    interval: tuple[float, float] | None
+    on_front: bool
 
 
 def lr_curve(curve: "LrCurve", path: Path, meaning: str = "learning rate") -> None:
@@ -125,6 +147,85 @@ def phase_curves(lines: Lines, path: Path, undone: Collection[tuple[str, str]] =
             axes.tick_params(labelbottom=False)
         panels[-1].set_xlabel("epoch, over all phases")
         _epoch_legend(figure, panels[0], lines, len(models), bool(undone))
+
+
+def pareto(points: Sequence[Point], path: Path, quality: str, title: str) -> None:
+    """Draws quality over latency, with a line through the points on the Pareto front.
+
+    Args:
+        points: The models, at least one.
+        path: The PNG file to write; it appears whole or not at all.
+        quality: Name of their values, such as `accuracy`.
+        title: What stands above.
+
+    Raises:
+        ValueError: If there are no points.
+    """
+    if not points:
+        raise ValueError("Expected at least one model, received none.")
+    front = sorted((each.latency_ms, each.value) for each in points if each.on_front)
+    with _picture(path, 9, 4.8) as figure:
+        axes = _panel(figure)
+        x, y = [x for x, _ in front], [y for _, y in front]
+        axes.step(x, y, where="post", color=_BLUE, linewidth=1.2, zorder=1)
+        for each in points:
+            low, high = each.interval or (each.value, each.value)
+            axes.vlines(each.latency_ms, low, high, color=_GREY, linewidth=1.2, zorder=1)
+            axes.plot(
+                each.latency_ms,
+                each.value,
+                color=_BLUE,
+                marker="o",
+                markersize=7,
+                markerfacecolor=_BLUE if each.on_front else "white",
+            )
+        axes.margins(0.1)
+        _scale_latency(axes)
+        axes.set_xlabel("ms an example, on this machine")
+        axes.set_ylabel(quality)
+        axes.set_title(title, loc="left", parse_math=False)
+        _name_points(figure, axes, points)
+
+
+def _scale_latency(axes: "Axes") -> None:
+    """Makes the scale logarithmic, with plain numbers that are enough on a short one too."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else AutoLocator())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _name_points(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> None:
+    """Writes each name at the first place beside its point that is free, or else at the first."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # Only then is it known where points are.
+    inside = axes.get_window_extent()
+    centres = axes.transData.transform([(each.latency_ms, each.value) for each in points])
+    taken = [Bbox([centre - 5, centre + 5]) for centre in centres]
+    for each in points:
+        name = axes.annotate(
+            each.name,
+            (each.latency_ms, each.value),
+            _PLACES[0],
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=_INK,
+            # Over lines that it crosses.
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            parse_math=False,
+            in_layout=False,
+        )
+        for x, y in (*_PLACES, _PLACES[0]):
+            name.set(position=(x, y), ha="left" if x > 0 else "right")
+            box = name.get_window_extent()
+            if inside.x0 <= box.x0 and box.x1 <= inside.x1 and not box.count_overlaps(taken):
+                break
+        taken.append(name.get_window_extent())
 
 
 def _runs(lines: Lines) -> dict[tuple[str, str], list[Mapping[str, Any]]]:

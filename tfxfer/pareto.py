@@ -1,0 +1,41 @@
+"""Which of several models no other beats in both speed and quality."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def pareto_front(
+    latencies: Sequence[float] | np.ndarray,
+    values: Sequence[float] | np.ndarray,
+    higher_is_better: bool = True,
+) -> list[bool]:
+    """Says which models are on the Pareto front of latency and quality.
+
+    Args:
+        latencies: Of each model, one-dimensional; lower is better.
+        values: Its quality, likewise.
+        higher_is_better: Whether a higher quality is better: false for rmse.
+
+    Returns:
+        For each model whether no other is at least as good in both and better in one; of models
+        that tie in both, all or none.
+
+    Raises:
+        ValueError: If the numbers differ in count, or one is not a number.
+    """
+    costs = np.asarray(latencies, np.float64)
+    losses = np.asarray(values, np.float64) * (-1 if higher_is_better else 1)
+    if costs.shape != losses.shape or costs.ndim != 1:
+        raise ValueError(
+            f"Expected one latency and one value a model, received {costs.shape} and "
+            f"{losses.shape}."
+        )
+    if np.isnan([costs, losses]).any():
+        raise ValueError("Expected numbers, received NaN.")
+    front = []
+    for cost, loss in zip(costs, losses, strict=True):
+        as_good = (costs <= cost) & (losses <= loss)
+        better = (costs < cost) | (losses < loss)
+        front.append(not (as_good & better).any())
+    return front
