@@ -198,16 +198,25 @@ def test_a_student_attends_as_its_teacher_does(source, tmp_path):
     assert "hint" in logged
 
 
-def test_pairs_of_texts(pair_of_bert, tmp_path):
+def test_a_plan_that_is_given_is_not_that_of_the_rule(source, pair_of_bert, tmp_path, capsys):
+    for settings, plan in (({}, "lp_ft"), ({"plan": "gradual"}, "gradual")):
+        place = str(tmp_path / plan)
+        tfxfer.finetune(source, backbone=pair_of_bert, dry_run=True, workdir=place, **settings)
+        assert f"plan      {plan} by rule bert" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["finetune", "extract"])
+def test_pairs_of_texts(method, pair_of_bert, tmp_path):
     texts, labels = reviews(120)
     others, _ = reviews(120, seed=5)
     lines = [f"{a},{b},{y}" for a, b, y in zip(texts, others, labels, strict=True)]
     (tmp_path / "pairs.csv").write_text("\n".join(["first,second,label", *lines]) + "\n")
-    result: Any = tfxfer.finetune(
+    result: Any = getattr(tfxfer, method)(
         tfxfer.open_dataset(f"csv:{tmp_path / 'pairs.csv'}(text=first,pair=second)"),
         backbone=pair_of_bert,
         epochs=1,
         workdir=str(tmp_path / "run"),
+        cache_dir=str(tmp_path / "cache"),
     )
     assert result.passed
     found = served(tmp_path / "run", ["the film was good", "the plot was dull"])

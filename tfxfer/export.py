@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.backbones import Backbone
+from tfxfer.backbones.loading import resources_of
 from tfxfer.files import written_whole
 from tfxfer.models.base import BackboneModel
 from tfxfer.task import MULTI_LABEL, REGRESSION, Task
@@ -205,6 +206,7 @@ class _HubModule(tf.Module):
             if v.regularizer is not None
         ]
         self._non_trainable_variables = [copies[id(v)] for v in model.non_trainable_variables]
+        self._resources = resources_of(model)
         # In a function, so that the Keras model and its variables are not saved too.
         self._call = lambda *args, **kwargs: model.stateless_call(*args, **kwargs)
 

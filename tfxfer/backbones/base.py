@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from tfxfer.backbones.constants import Constants
-from tfxfer.backbones.contracts import Contract
-from tfxfer.backbones.tokenizer import Tokenizer
+from tfxfer.backbones.contracts import IMAGE, Contract
+from tfxfer.backbones.tokenizer import Tokenizer, mean_of_tokens
 from tfxfer.config import BATCH_NORM
 
 HEAD = "head"
@@ -88,7 +88,7 @@ class Backbone(keras.layers.Layer):
     Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`, of any size; or texts,
         strings `[batch]` or, where the contract has pairs, `[batch, 2]`.
     Output: features `[batch, units]`, float32. Maps `[batch, h, w, units]` and tokens
-        `[batch, n, units]` are averaged.
+        `[batch, n, units]` are averaged, without padding where that is told.
 
     Attributes:
         source: What the backbone was loaded from.
@@ -102,7 +102,7 @@ class Backbone(keras.layers.Layer):
         stages: Groups of weights, input side first; every weight is in exactly one. A network
             that cannot be trained has none.
         untrainable: Why the network cannot be trained; empty if it can.
-        fingerprint: Hash of the graph and of the pretrained weights.
+        fingerprint: Hash of the graph and of the weights as loaded, pretrained or drawn.
     """
 
     source: str
@@ -170,7 +170,10 @@ class Backbone(keras.layers.Layer):
 
     def vectors(self, features: tf.Tensor) -> tf.Tensor:
         """Makes of what `features` returns what the backbone does: `[batch, units]`, float32."""
-        if features.shape.rank > 2:
+        mask = getattr(features, "_keras_mask", None)  # How layers of Keras tell padding.
+        if features.shape.rank == 3 and mask is not None:
+            features = mean_of_tokens(features, mask)
+        elif features.shape.rank > 2:
             features = tf.reduce_mean(features, axis=range(1, features.shape.rank - 1))
         features = tf.cast(features, tf.float32)
         return features if self.trainable else tf.stop_gradient(features)
@@ -179,11 +182,18 @@ class Backbone(keras.layers.Layer):
     def infer(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """Inputs to features as in inference, as one graph that is traced once.
 
-        Batches of any size may go in; images of another size or dtype are traced anew.
+        Batches of any size may go in; images of another size or dtype, and pairs after single
+        texts, are traced anew.
         """
-        return tf.function(
-            lambda inputs: self(inputs, training=False), reduce_retracing=True, autograph=False
-        )
+
+        # Of texts and pairs, one function would make a graph for inputs of no known rank.
+        @functools.cache
+        def of_rank(rank: int) -> Callable[[tf.Tensor], tf.Tensor]:
+            return tf.function(
+                lambda inputs: self(inputs, training=False), reduce_retracing=True, autograph=False
+            )
+
+        return lambda inputs: of_rank(len(inputs.shape))(inputs)
 
     def infer_fixed(self, version: str) -> Callable[[tf.Tensor], tf.Tensor]:
         """Gives `infer` with the weights of now as constants; see `Constants`.
@@ -199,7 +209,9 @@ class Backbone(keras.layers.Layer):
                 with constants.used():
                     return self(inputs, training=False)
 
-            graph = tf.function(run, reduce_retracing=True, autograph=False)
+            # Batches of a dataset are of no fixed size, and texts and pairs stay apart.
+            images = self.contract.inputs == IMAGE
+            graph = tf.function(run, reduce_retracing=images, autograph=False)
             held = self.__dict__["_fixed"] = version, graph
         return held[1]
 

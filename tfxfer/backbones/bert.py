@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfxfer.backbones.contracts import TextContract
-from tfxfer.backbones.hub import resolve
+from tfxfer.backbones.hub import parsed, resolve
 from tfxfer.backbones.loading import check_trusted, load_saved_model, resources_of
 from tfxfer.backbones.packing import fingerprint_of, pack, unpack
 from tfxfer.backbones.tokenizer import Tokenizer
@@ -198,7 +198,7 @@ def encoder_contract(inputs: Any, tokenizer: BertTokenizer | None, source: str) 
     if tokenizer is None:
         raise UserError(
             f"Backbone {source!r} takes tokens, and needs the preprocessing that its page names",
-            f"Write '{source}(preprocess={_preprocessing_of(source)})'.",
+            f"Write '{parsed(source).having(PREPROCESSING[0], _preprocessing_of(source)).text}'.",
         )
     return TextContract(tokenizer.sequence_length, pairs=tokenizer.counts)
 
@@ -210,14 +210,6 @@ def _preprocessing_of(source: str) -> str:
         return "HANDLE"
     cased = found[3].removeprefix("wwm_")
     return f"https://tfhub.dev/tensorflow/{found[1]}_{found[2]}_{cased}_preprocess/3"
-
-
-def mean_of_tokens(features: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Averages tokens over those of the text: `[batch, n, units]` and `[batch, n]`."""
-    weights = tf.cast(mask, features.dtype)[..., None]
-    return tf.math.divide_no_nan(
-        tf.reduce_sum(features * weights, axis=1), tf.reduce_sum(weights, axis=1)
-    )
 
 
 class _Loaded:

@@ -1,7 +1,7 @@
 """What a network wants of its inputs: images or texts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -98,11 +98,13 @@ class TextContract:
     Attributes:
         sequence_length: Tokens of a text that are read, those at its ends that mark them too; the
             rest is cut. `None` if texts of any length are read.
-        pairs: Whether pairs of texts are taken too.
+        pairs: Whether pairs of texts are taken.
+        singles: Whether single texts are taken.
     """
 
     sequence_length: int | None = None
     pairs: bool = False
+    singles: bool = field(default=True, repr=False)
 
     inputs: ClassVar[str] = TEXT
     size: ClassVar[None] = None
@@ -112,11 +114,20 @@ class TextContract:
         return tf.TensorSpec([None, *shape], tf.string, "texts")
 
     def noise(self, count: int, size: tuple[int, int] = (0, 0)) -> np.ndarray:
-        """Draws texts to measure or to try a network with, bytes `[count]`, always the same."""
+        """Draws texts to measure or to try a network with, always the same.
+
+        Args:
+            count: How many.
+            size: Of images.
+
+        Returns:
+            Bytes `[count]`; pairs `[count, 2]` if no others are taken.
+        """
         del size
         words = min(self.sequence_length or _WORDS, _WORDS)
         drawn = np.random.default_rng(0).choice(_COMMON, (count, words))
-        return np.array([" ".join(each).encode() for each in drawn], object)
+        texts = np.array([" ".join(each).encode() for each in drawn], object)
+        return texts if self.singles else np.stack([texts, texts], axis=1)
 
     def prepare(self, texts: tf.Tensor) -> tf.Tensor:
         """Checks texts, and leaves them as they are.
@@ -125,20 +136,24 @@ class TextContract:
             texts: Strings `[batch]`, or pairs of them `[batch, 2]`.
 
         Raises:
-            ValueError: If they are none, or pairs, and the network takes none.
+            ValueError: If they are none, or the network takes none such.
         """
         texts = tf.convert_to_tensor(texts)
         shape = texts.shape
+        single = shape.rank == 1 and self.singles
         pairs = shape.rank == 2 and shape[1] == 2 and self.pairs
-        if texts.dtype != tf.string or not (shape.rank == 1 or pairs):
-            wanted = "[batch] or pairs [batch, 2]" if self.pairs else "[batch]"
-            raise ValueError(f"Expected texts {wanted}, received {texts.dtype.name} {shape}.")
+        if texts.dtype != tf.string or not (single or pairs):
+            taken = ["texts [batch]"] * self.singles + ["pairs [batch, 2]"] * self.pairs
+            wanted = " or ".join(taken)
+            raise ValueError(f"Expected {wanted}, received {texts.dtype.name} {shape}.")
         return texts
 
     def __str__(self) -> str:
         length = self.sequence_length
         most = "of any length" if length is None else f"of up to {length} tokens"
-        return f"{most}, or pairs" if self.pairs else most
+        if self.pairs:
+            return f"{most}, or pairs" if self.singles else f"{most}, in pairs"
+        return most
 
 
 Contract = ImageContract | TextContract
@@ -175,13 +190,14 @@ def contract_of(
     """
     shape = tf.TensorShape(getattr(inputs, "shape", None))
     dtype = tf.as_dtype(getattr(inputs, "dtype", tf.resource))
-    if dtype == tf.string and shape.rank == 1:
+    columns = 1 if shape.rank in (None, 1) else shape[1] if shape.rank == 2 else 0
+    if dtype == tf.string and columns in (1, 2):
         check_no_images(source, image_size, value_range)
-        return TextContract()
+        return TextContract(pairs=columns == 2, singles=columns == 1)
     if shape.rank != 4 or shape[-1] not in (1, 3) or not (dtype.is_floating or dtype == tf.uint8):
         raise UserError(
             f"Backbone {source!r} must take images [batch, height, width, 1 or 3], or texts "
-            f"[batch], and takes {inputs}",
+            f"[batch] or pairs of them, and takes {inputs}",
             "Choose a network for images, channels last, or for texts.",
         )
     _, height, width, channels = shape
@@ -199,6 +215,17 @@ def contract_of(
     if dtype == tf.uint8:
         return ImageContract(size or image_size, channels, (0.0, 255.0), "uint8")
     return ImageContract(size or image_size, channels, value_range or (0.0, 1.0), dtype.name)
+
+
+def as_taken(inputs: tf.Tensor, shape: Any) -> tf.Tensor:
+    """Makes texts `[batch]` a column `[batch, 1]` where a network takes them as that.
+
+    Args:
+        inputs: As the contract has them; all others stay as they are.
+        shape: Of what the network takes.
+    """
+    column = inputs.shape.rank == 1 and tf.TensorShape(shape).rank == 2
+    return inputs[:, None] if column else inputs
 
 
 def check_no_images(

@@ -16,8 +16,8 @@ from tfxfer.spec import Spec
 BAG, TRANSFORMER = "bag", "transformer"
 
 _PADDING, _START, _SPECIAL = 0, 1, 2
-_NO_LETTER = r"[^\pL\pN']+"
-_BETWEEN = " \x1f "  # Of a pair; a word of its own.
+_NO_LETTER = r"[^\pL\pM\pN']+"  # Marks too: vowels of Indic scripts are such.
+_BETWEEN = "\x1f"  # Of a pair; a word of its own.
 _DROPOUT = 0.1
 
 
@@ -31,7 +31,7 @@ class HashedWords(Tokenizer):
     Args:
         buckets: How many different numbers there are, at least 3.
         sequence_length: Words of a text that are read, with what stands before them; the rest is
-            cut.
+            cut, in turn from both texts of a pair.
         **kwargs: `name` and the like, as for every Keras layer.
 
     Input: strings `[batch]`, or pairs `[batch, 2]`.
@@ -45,7 +45,13 @@ class HashedWords(Tokenizer):
 
     def call(self, inputs):
         """Hashes words; see the class for shapes."""
-        words = self._words(inputs)
+        parts = self._words(inputs)
+        if len(parts) == 2:
+            between = tf.fill([tf.shape(inputs)[0], 1], _BETWEEN)
+            # Another stands before them.
+            first, second = _trimmed(parts, self.sequence_length - 2)
+            parts = [first, between, second]
+        words = tf.concat(parts, axis=1)
         kept = tf.strings.to_hash_bucket_fast(words.flat_values, self.buckets - _SPECIAL)
         ids = words.with_flat_values(tf.cast(kept, tf.int32) + _SPECIAL)
         starts = tf.fill([tf.shape(inputs)[0], 1], _START)
@@ -55,19 +61,30 @@ class HashedWords(Tokenizer):
 
     def lengths(self, texts):
         """Counts words; see `Tokenizer`."""
-        return tf.cast(self._words(texts).row_lengths(), tf.int32) + 1
+        counts = [tf.cast(each.row_lengths(), tf.int32) for each in self._words(texts)]
+        return tf.add_n(counts) + len(counts)  # With what stands before and between them.
 
-    def _words(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        pairs = texts.shape.rank == 2
+    def _words(self, texts: tf.Tensor) -> list[tf.RaggedTensor]:
+        """Splits texts, the first and the second of pairs apart."""
         texts = tf.strings.regex_replace(tf.strings.lower(texts, "utf-8"), _NO_LETTER, " ")
-        if pairs:
-            texts = tf.strings.reduce_join(texts, axis=1, separator=_BETWEEN)
-        return tf.strings.split(texts)
+        parts = [texts] if texts.shape.rank == 1 else tf.unstack(texts, axis=1)
+        return [tf.strings.split(each) for each in parts]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, beside the usual."""
         own = {"buckets": self.buckets, "sequence_length": self.sequence_length}
         return {**super().get_config(), **own}
+
+
+def _trimmed(pair: list[tf.RaggedTensor], room: int) -> list[tf.RaggedTensor]:
+    """Cuts pairs to so many words together: the longer one first, then both in turn."""
+    a, b = (each.row_lengths() for each in pair)
+    a = tf.minimum(a, tf.maximum(room - b, (room + 1) // 2))
+    b = tf.minimum(b, room - a)
+    return [
+        tf.RaggedTensor.from_tensor(each.to_tensor(), lengths=length)
+        for each, length in zip(pair, (a, b), strict=True)
+    ]
 
 
 def load_bag(spec: Spec, pattern: str = "", bn: str = "freeze", **images: Any) -> KerasBackbone:

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfxfer.backbones.base import Backbone, Stage
-from tfxfer.backbones.contracts import IMAGE, Contract, contract_from
+from tfxfer.backbones.contracts import IMAGE, Contract, as_taken, contract_from
 from tfxfer.backbones.loading import resources_of
 from tfxfer.backbones.stages import Group, by_block, by_pattern, by_transformer_block
 from tfxfer.backbones.tokenizer import Tokenizer
@@ -61,7 +61,9 @@ class KerasBackbone(Backbone):
         self.source = source
         self.contract = contract
         self.family, self.tokenizer = family, tokenizer
-        self.preprocess = _family(family).preprocess_input if family else lambda inputs: inputs
+        self.preprocess: Any = lambda inputs: as_taken(inputs, network.input_shape)
+        if family:
+            self.preprocess = _family(family).preprocess_input
         self.preprocessing = f"keras.applications.{family}.preprocess_input" if family else ""
         told = ""
         if tokenizer is not None:
@@ -314,6 +316,10 @@ def _fingerprint(network: keras.Model, contract: str) -> str:
         described = [type(layer).__name__ for layer in network._flatten_layers()]
     config = json.dumps(described, sort_keys=True, default=str)
     digest = hashlib.sha256(f"{contract}\n{config}".encode())
+    for layer in network._flatten_layers():
+        # Of a layer that has read its words off data, the config does not tell them.
+        if hasattr(layer, "get_vocabulary"):
+            digest.update(json.dumps(layer.get_vocabulary(), default=str).encode())
     for weight in network.weights:
         digest.update(tf.convert_to_tensor(weight.value).numpy().tobytes())
     return digest.hexdigest()

@@ -12,9 +12,10 @@ import keras
 import tensorflow as tf
 
 from tfxfer.backbones.base import Backbone, Stage
-from tfxfer.backbones.bert import MASK, BertTokenizer, encoder_contract, mean_of_tokens
+from tfxfer.backbones.bert import MASK, BertTokenizer, encoder_contract
 from tfxfer.backbones.contracts import (
     ImageContract,
+    as_taken,
     check_no_images,
     contract_from,
     contract_of,
@@ -25,6 +26,7 @@ from tfxfer.backbones.loading import check_trusted, resources_of
 from tfxfer.backbones.packing import fingerprint_of, pack, unpack
 from tfxfer.backbones.saved_graph import SavedGraph, hidden_of, pick, read_graph, units_of
 from tfxfer.backbones.stages import by_block, by_pattern, by_transformer_block, names_pooler
+from tfxfer.backbones.tokenizer import mean_of_tokens
 from tfxfer.errors import UserError
 
 
@@ -195,7 +197,8 @@ class SavedModelBackbone(Backbone):
         extra = {}
         if graph.takes_training:
             extra["training"] = as_in_training and graph.has_training
-        taken = inputs if self.tokenizer is None else self.tokenizer(inputs)
+        own = self.tokenizer
+        taken = as_taken(inputs, graph.inputs.shape) if own is None else own(inputs)
         outputs = graph.function(taken, **extra)
         features = pick(outputs, self.output_name, self.source)
         if training and self.trainable:
@@ -239,7 +242,9 @@ class SavedModelBackbone(Backbone):
         if isinstance(contract, ImageContract):
             config |= {"image_size": contract.size, "value_range": contract.value_range}
         if embedded:
-            return cls(resolve(embedded), **config)
+            layer = cls(resolve(embedded), **config)
+            layer.fingerprint = fingerprint  # Some of its weights may be drawn anew.
+            return layer
         check_trusted(config["source"])
         if config["tokenizer"] is not None:
             config["tokenizer"] = keras.saving.deserialize_keras_object(config["tokenizer"])

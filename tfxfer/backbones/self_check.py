@@ -31,7 +31,8 @@ def check_features(backbone: Backbone, images: np.ndarray) -> None:
     """
     network, contract = getattr(backbone, "network", None), backbone.contract
     texts = isinstance(contract, TextContract)
-    advice = "Its weights are damaged" + ("." if texts else ", or it wants another --value_range.")
+    other = "it knows no word of these texts" if texts else "it wants another --value_range"
+    advice = f"Its weights are damaged, or {other}."
     try:
         if network is not None and isinstance(contract, ImageContract) and contract.size is None:
             # Without values: TensorFlow's kernels may kill the process on maps of no pixels, or
@@ -40,11 +41,14 @@ def check_features(backbone: Backbone, images: np.ndarray) -> None:
         features = np.asarray(keras.ops.convert_to_numpy(backbone(images)), np.float64)
     except Exception as error:  # The network's own code may raise anything.
         of = "texts" if texts else "images of {}x{}".format(*images.shape[1:3])
+        instead = "Give a larger --image_size, if they are too small for it."
+        if texts:
+            instead = "Choose another one."
+        if tokens := backbone.tokenizer:
+            of = f"texts of {tokens.sequence_length} tokens"
+            instead = "Give a smaller seq_length, if it reads fewer tokens."
         raise UserError(
-            f"Backbone {backbone.source!r} fails on {of}: {first_line(error)}",
-            "Choose another one."
-            if texts
-            else "Give a larger --image_size, if they are too small for it.",
+            f"Backbone {backbone.source!r} fails on {of}: {first_line(error)}", instead
         ) from error
     if not np.isfinite(features).all():
         raise UserError(

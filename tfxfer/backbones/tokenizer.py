@@ -62,3 +62,11 @@ class Tokenizer(keras.layers.Layer):
     def resources(self) -> list[Any]:
         """Returns what an exported model must hold, such as lookup tables."""
         return []
+
+
+def mean_of_tokens(features: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Averages tokens over those of the text: `[batch, n, units]` and `[batch, n]`."""
+    weights = tf.cast(mask, features.dtype)[..., None]
+    return tf.math.divide_no_nan(
+        tf.reduce_sum(features * weights, axis=1), tf.reduce_sum(weights, axis=1)
+    )

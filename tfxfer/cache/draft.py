@@ -18,7 +18,7 @@ import numpy as np
 from tfxfer.errors import UserError
 from tfxfer.locks import lock
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: to be raised when what is stored for the same key is another thing."""
 
 Parts = Mapping[str, str | int | float]

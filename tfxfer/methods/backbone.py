@@ -64,7 +64,12 @@ def check_inputs(backbone: Backbone, data: DataInfo) -> None:
     if pair and not (isinstance(contract, TextContract) and contract.pairs):
         raise UserError(
             f"Backbone {backbone.source!r} takes single texts, and {data.name} holds pairs",
-            "Join them as text=a;b, or choose a backbone such as BERT.",
+            "Join them as text=a;b, or name another --backbone: BERT, bag or transformer.",
+        )
+    if isinstance(contract, TextContract) and not (pair or contract.singles):
+        raise UserError(
+            f"Backbone {backbone.source!r} takes pairs of texts, and {data.name} holds single ones",
+            "Name another --backbone.",
         )
 
 

@@ -45,7 +45,8 @@ def run(
             raised, the workdir is left as it was, unless there is something to go on from.
     """
     source = source or configured_source(config)
-    given, config = config, with_usual(with_own_kind(config), source.info.inputs)
+    inputs = source.info.inputs
+    given, config = config, with_usual(with_own_kind(config, inputs), inputs)
     specs, _ = split_teachers(config.teacher)
     for spec in specs:
         check_teacher(parsed(spec))

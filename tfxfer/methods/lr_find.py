@@ -17,6 +17,7 @@ from tfxfer.methods.tuner import (
     training_batches,
     training_objective,
     training_settings,
+    with_plan,
 )
 from tfxfer.models import FineTuner
 from tfxfer.plan import is_file, leaves_choice, make_plan, with_layer_decay
@@ -64,7 +65,7 @@ def run(
     """
     _check_settings(config)
     source = source or configured_source(config)
-    config = with_usual(config, source.info.inputs)
+    config = with_plan(with_usual(config, source.info.inputs))
     with naming_bad_examples(config, source):
         shared = opened(config, source)
         check_devices(shared)

@@ -7,14 +7,16 @@ from tfxfer.backbones.hub import parsed
 from tfxfer.backbones.precision import set_precision
 from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import RunConfig, settings_from_file
+from tfxfer.data.base import IMAGE
 from tfxfer.data.parts import Part
 from tfxfer.errors import UserError
-from tfxfer.methods.backbone import configured_backbone
+from tfxfer.methods.backbone import configured_backbone, with_usual
 from tfxfer.methods.opening import Opened
 from tfxfer.methods.teacher_files import run_of
 from tfxfer.methods.teachers import split_teachers
 from tfxfer.models import FineTuner
 from tfxfer.report.workdir import CONFIG
+from tfxfer.spec import split_specs
 
 SELF = "self"
 """The student that is of the teacher's kind: its backbone, with its pretrained weights again."""
@@ -24,15 +26,16 @@ _OF_KIND = ("backbone", "image_size", "value_range", "stages")
 
 def assistants(config: RunConfig) -> list[str]:
     """Returns the students that are to be taught between teacher and student, by name."""
-    return list(filter(None, map(str.strip, config.assistant.split(";"))))
+    return list(split_specs(config.assistant))
 
 
-def with_own_kind(config: RunConfig) -> RunConfig:
+def with_own_kind(config: RunConfig, inputs: str = IMAGE) -> RunConfig:
     """Sets what `self` is, the backbone, as the run has it that is given as the teacher.
 
     Args:
         config: The settings. Without `self`, or without a teacher, or with a backbone that is
             given, they stay as they are.
+        inputs: As `DataInfo` has them; a run on such has them for its usual student.
 
     Raises:
         UserError: If there are several teachers, or one that is no run.
@@ -50,7 +53,7 @@ def with_own_kind(config: RunConfig) -> RunConfig:
         )
     of_run = RunConfig(**settings_from_file(str(run / CONFIG)))
     if of_run.mode == "distill":
-        of_run = with_own_kind(of_run)
+        of_run = with_usual(with_own_kind(of_run, inputs), inputs)
         if of_run.student != SELF:
             of_run = of_run.replace(
                 backbone=of_run.student, teacher="", assistant="", stages="", value_range=""

@@ -67,7 +67,7 @@ def _weight(text: str, spec: str) -> float:
     return weight
 
 
-def load_teacher(spec: str, task: Task) -> Teacher:
+def load_teacher(spec: str, task: Task, *, trusted: bool = False) -> Teacher:
     """Loads a network that classifies, or tells numbers, and finds the classes of the data in it.
 
     Under a strategy, load it in its scope, and call it outside or on the replicas.
@@ -86,6 +86,8 @@ def load_teacher(spec: str, task: Task) -> Teacher:
             takes `safe_mode=false`.
         task: What the student is to learn. Its classes are found by their names; those of a
             teacher that tells no names must be as many, in the same order.
+        trusted: Whether a Keras file may run code without `safe_mode=false`, as one may that this
+            run has written itself.
 
     Returns:
         The teacher.
@@ -96,6 +98,7 @@ def load_teacher(spec: str, task: Task) -> Teacher:
     asked = parsed(spec)
     told = {key: str(asked.options[key]) for key in _OWN if asked.options.get(key) is not None}
     rest = {key: value for key, value in asked.options.items() if key not in _OWN}
+    rest |= {"safe_mode": False} if trusted else {}
     found = read_teacher(Spec(asked.name, rest, spec), told)
     if found.kind and found.kind != task.kind:
         raise UserError(

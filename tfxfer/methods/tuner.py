@@ -12,7 +12,7 @@ from tfxfer.backbones import ImageContract
 from tfxfer.backbones.adapters import adapt
 from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import AUTO, RunConfig
-from tfxfer.data.base import IMAGE, DataInfo
+from tfxfer.data.base import IMAGE, TEXT, DataInfo
 from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches, train_batches
 from tfxfer.distribute import agreed, share_folder, share_weights
@@ -36,6 +36,9 @@ from tfxfer.training.epochs import Batches
 from tfxfer.training.gradient_norms import relative_gradient_norms, surgical_choice
 from tfxfer.training.objective import Objective, objective
 from tfxfer.training.settings import Settings
+
+GRADUAL = "gradual"
+"""The plan where none is given."""
 
 _EPOCHS = 8
 _OF_PLAN = ("layer_decay", "schedule", "warmup", "learning_rate", "epochs", "patience")
@@ -96,7 +99,12 @@ def with_recipe(shared: Opened) -> Opened:
         own |= set(_OF_PLAN) if is_file(config.plan) else set()
         own |= {"schedule", "warmup"} if config.plan.startswith("fastai") else set()
         config = config.replace(**{k: value for k, value in found.items() if k not in own})
-    return replace(shared, config=config)
+    return replace(shared, config=with_plan(config))
+
+
+def with_plan(config: RunConfig) -> RunConfig:
+    """Names the plan where the settings leave it open."""
+    return config.replace(plan=GRADUAL) if config.plan == AUTO else config
 
 
 def _examples(config: RunConfig, data: DataInfo) -> int:
@@ -137,9 +145,11 @@ def check_devices(shared: Opened) -> None:
     """Checks that steps can be taken as a config asks, on the devices that there are.
 
     Raises:
-        UserError: If XLA is to compile for several.
+        UserError: If XLA is to compile for several, or texts.
     """
     replicas = shared.strategy.num_replicas_in_sync
+    if shared.config.jit and shared.backbone.contract.inputs == TEXT:
+        raise UserError("--jit is for images: XLA compiles no strings", "Leave it out.")
     if shared.config.jit and replicas > 1:
         raise UserError(
             f"--jit compiles steps for one device, and there are {replicas}",

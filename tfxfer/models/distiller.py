@@ -13,7 +13,7 @@ from tfxfer.models.labels import flat_weights, known_weights, labels_for_losses,
 from tfxfer.models.loss_schedule import LossSchedule
 from tfxfer.models.loss_terms import places_of, temperature_of, terms_of
 from tfxfer.models.step import StepModel, gathered
-from tfxfer.models.taps import FEATURES, Taps
+from tfxfer.models.taps import FEATURES, Taps, check_tokens
 from tfxfer.models.teachers import LOGITS, Teacher, Teachers
 from tfxfer.task import SINGLE_LABEL
 
@@ -69,7 +69,8 @@ class Distiller(StepModel):
         temperatures: A variable for each loss that has one.
 
     Raises:
-        UserError: If there is no such loss, or no layer of a name in student or teachers.
+        UserError: If there is no such loss, or no layer of a name in student or teachers, or these
+            cut texts into other tokens and a loss compares what they say of each.
         ValueError: If a number is out of range, the student is not a model that is built, or shares
             weights with a teacher, or a teacher has other outputs than the student.
     """
@@ -146,6 +147,7 @@ class Distiller(StepModel):
         compared = any(isinstance(term, Term) and not term.of_features for term in self.terms)
         found.check(self.student, same_units=compared)
         for number, term in enumerate(self.terms):
+            check_tokens(term, self._taps.tokens, found.tokens)
             if term.needs_equal_units and number not in self._projected:
                 units = found.channels[term.teacher or FEATURES]
                 if units != self._taps.channels[term.student or FEATURES]:

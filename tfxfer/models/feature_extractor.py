@@ -35,7 +35,7 @@ class FeatureExtractor(BackboneModel):
         head: Features `[batch, backbone.units]` to what the task wants, such as logits.
         **kwargs: As for every `keras.Model`.
 
-    Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`, or features
+    Input: images with values 0 to 255, `[batch, height, width, 1 or 3]`, texts, or features
         `[batch, backbone.units]`.
     Output: what `head` returns, for a dense layer `[batch, units]`.
 
@@ -49,7 +49,8 @@ class FeatureExtractor(BackboneModel):
 
     def call(self, inputs, training=False):
         """Computes the head's output; see the class for shapes."""
-        if len(inputs.shape) != 2:
+        as_features = len(inputs.shape) == 2 and inputs.dtype not in ("string", tf.string)
+        if not as_features:
             inputs = self.backbone(inputs, training=False)
         return self.head(inputs, training=training)
 

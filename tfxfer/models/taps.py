@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfxfer.backbones import Backbone, KerasBackbone, SavedModelBackbone
+from tfxfer.backbones.contracts import TEXT
 from tfxfer.errors import UserError
 from tfxfer.models.attention import attention_of, recorded
 from tfxfer.models.base import BackboneModel
@@ -39,6 +40,11 @@ class Taps:
             Where texts are padded, all this is zero.
         source: What the model is called in messages.
 
+    Attributes:
+        channels: Size of the last axis of what is given, by name; `None` if it is not known.
+        tokens: What cuts texts into tokens, by the names of what is given of each token; empty if
+            the network does that itself.
+
     Raises:
         UserError: If there is no layer of a name, or several are, or the model does not show its
             layers.
@@ -54,6 +60,7 @@ class Taps:
         self._hidden: tuple[str, ...] = ()
         own = () if self._backbone is None else (FEATURES, MAPS)
         self.channels: dict[str, int | None] = {}
+        self.tokens: dict[str, tuple[Any, ...]] = {}
         wanted = sorted(set(names) - set(own))
         for name in set(names) & set(own):
             self.channels[name] = model.backbone.units
@@ -81,10 +88,13 @@ class Taps:
                 layers = self._within(name.removesuffix(SCORES), known, own, source)
                 self._attention[name] = attention = attention_of(layers, name, source)
                 self.channels[name] = _length(attention, self._backbone)
+                self._note_tokens(name)
                 continue
             layer = _named(name, known, own, source)
             self._names.setdefault(id(layer), []).append(name)
             self.channels[name] = _shape(layer)[-1]
+            if len(_shape(layer)) == 3:
+                self._note_tokens(name)
 
     def __call__(self, inputs: Any, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Runs the model once.
@@ -117,7 +127,15 @@ class Taps:
                     else f"Ask for {', '.join((*backbone.hidden_states, FEATURES))}.",
                 )
             self.channels[name] = backbone.hidden_units
+            self._note_tokens(name)
         self._hidden = tuple(wanted)
+
+    def _note_tokens(self, name: str) -> None:
+        if self._backbone is not None and self._backbone.contract.inputs == TEXT:
+            own, found = self._backbone.tokenizer, ()
+            if own is not None:
+                found = type(own).__name__, own.fingerprint, own.sequence_length
+            self.tokens[name] = found
 
     def _within(
         self, name: str, known: Mapping[str, keras.layers.Layer], own: Collection[str], source: str
@@ -179,6 +197,27 @@ class Taps:
         inner = _graph(operation)
         return inner is not None and any(
             id(each) in self._names or each is self._last for each in _layers(inner)
+        )
+
+
+def check_tokens(term: Any, student: Mapping[str, tuple], teacher: Mapping[str, tuple]) -> None:
+    """Checks that a loss which compares texts token by token sees the same tokens on both sides.
+
+    Args:
+        term: The loss.
+        student: `Taps.tokens` of the student.
+        teacher: The same of the teachers.
+
+    Raises:
+        UserError: If it does not.
+    """
+    own, other = student.get(term.student), teacher.get(term.teacher)
+    if None not in (own, other) and own != other:
+        raise UserError(
+            f"The loss {term} compares texts token by token, and student and teacher cut them into "
+            "different tokens",
+            "Let the student read those of the teacher, as "
+            "transformer(preprocess=HANDLE, seq_length=N) does, or compare features.",
         )
 
 

@@ -122,6 +122,7 @@ class Teachers:
         self.channels: Mapping[str, int | None] = {
             name: taps.channels[name] for taps in self._taps for name in taps.channels
         }
+        self.tokens = {name: told for taps in self._taps for name, told in taps.tokens.items()}
 
     def read(self) -> bool:
         """Reads the weights again, for graphs that are traced from now on.

@@ -52,6 +52,10 @@ class Console:
         for line in lines:
             self._print(line)
 
+    def table(self, table: Table) -> None:
+        """Prints a table."""
+        self._rich.print(table)
+
     def start(
         self,
         config: RunConfig,
@@ -198,7 +202,7 @@ class Console:
             )
         for name, meaning in (
             (workdir.EMBEDDINGS, "features with ids and labels; projector/ for TensorBoard"),
-            (f"{workdir.SAVED_MODEL}/1", "images to features, for TensorFlow Serving"),
+            (f"{workdir.SAVED_MODEL}/1", "inputs to features, for TensorFlow Serving"),
             (workdir.RESULTS, "all results"),
             (workdir.CONFIG, "settings and versions"),
         ):
