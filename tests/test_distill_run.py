@@ -103,6 +103,7 @@ def test_it_teaches_and_says_what_that_was_worth(distil, tmp_path):
         "config.json",
         "metrics.jsonl",
         "model.keras",
+        "predictions.npz",
         "results.json",
         "saved_model",
         "transfer_card.md",

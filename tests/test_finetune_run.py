@@ -15,6 +15,7 @@ from tests.test_cli import tfxfer as run
 from tfxfer.config import RunConfig
 from tfxfer.methods import finetune
 from tfxfer.report.console import Console
+from tfxfer.report.predictions import read_predictions
 from tfxfer.report.workdir import choose_workdir
 
 # A process that knows TensorFlow and nothing of Keras models or of this package.
@@ -54,6 +55,7 @@ def test_it_writes_what_it_says(short_run):
         "metrics.jsonl",
         "model.keras",
         "plan.json",
+        "predictions.npz",
         "results.json",
         "saved_model",
     ]
@@ -61,6 +63,15 @@ def test_it_writes_what_it_says(short_run):
     assert "+block1" in done.stdout
     assert "test accuracy" in done.stdout
     assert "one/saved_model/1" in done.stdout
+
+
+def test_predictions_are_what_was_scored(short_run):
+    place, _ = short_run
+    told = read_predictions(place / "one" / "predictions.npz")
+    for name, examples in (("validation", 144), ("test", 360)):
+        assert told[name].outputs.shape == (examples, 10)
+        right = np.mean(told[name].outputs.argmax(axis=1) == told[name].y)
+        assert right == pytest.approx(results(place / "one")["metrics"][name]["accuracy"])
 
 
 def test_results_are_complete(short_run):

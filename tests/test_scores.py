@@ -15,6 +15,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import mutual_info_score, r2_score
 
 from tfxfer import scores
+from tfxfer.scores.neighbours import knn_predictions
+from tfxfer.scores.probe import linear_probe_predictions
 
 DIGITS, DIGIT = load_digits(return_X_y=True)
 PROJECTION = np.random.default_rng(5).standard_normal((64, 12))
@@ -62,6 +64,18 @@ def score(name: str, x: np.ndarray, y: np.ndarray = Y, **options) -> float:
 @pytest.mark.parametrize(("name", "given", "options", "value"), GOLDEN)
 def test_golden_values(name, given, options, value):
     assert getattr(scores, name)(*given, **options) == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["knn", "linear_probe"])
+def test_what_is_said_of_each_example(name):
+    predictions = {"knn": knn_predictions, "linear_probe": linear_probe_predictions}[name]
+    told = predictions(DIGITS, 3 * DIGIT - 5)  # Classes are told by their own numbers.
+    assert np.mean(told == 3 * DIGIT - 5) == getattr(scores, name)(DIGITS, DIGIT)
+    numbers = np.stack([DIGIT + 100.0, -2.0 * DIGIT], axis=1)
+    told = predictions(DIGITS, numbers, regression=True)
+    r2 = getattr(scores, name)(DIGITS, numbers, regression=True)
+    assert r2_score(numbers, told) == pytest.approx(r2)
+    assert told.mean(axis=0) == pytest.approx(numbers.mean(axis=0), rel=0.02)
 
 
 def test_they_import_neither_tensorflow_nor_keras():

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from tfxfer.data.splits import split_data
     from tfxfer.errors import UserError
     from tfxfer.export import save_hub_module
+    from tfxfer.methods.compare import compare
     from tfxfer.methods.distill import distill
     from tfxfer.methods.extract import extract
     from tfxfer.methods.finetune import finetune
     from tfxfer.methods.lr_find import lr_find
+    from tfxfer.methods.select import select
     from tfxfer.models import (
         Distiller,
         FeatureExtractor,
@@ -49,6 +51,7 @@ _EXPORTS = {
     "Teacher": "tfxfer.models",
     "UserError": "tfxfer.errors",
     "batches": "tfxfer.data.pipeline",
+    "compare": "tfxfer.methods.compare",
     "distill": "tfxfer.methods.distill",
     "extract": "tfxfer.methods.extract",
     "finetune": "tfxfer.methods.finetune",
@@ -58,6 +61,7 @@ _EXPORTS = {
     "lr_find": "tfxfer.methods.lr_find",
     "open_dataset": "tfxfer.data.sources",
     "save_hub_module": "tfxfer.export",
+    "select": "tfxfer.methods.select",
     "split_data": "tfxfer.data.splits",
     "train_batches": "tfxfer.data.pipeline",
 }
@@ -71,6 +75,7 @@ __all__ = [
     "Teacher",
     "UserError",
     "batches",
+    "compare",
     "distill",
     "extract",
     "finetune",
@@ -80,6 +85,7 @@ __all__ = [
     "lr_find",
     "open_dataset",
     "save_hub_module",
+    "select",
     "split_data",
     "train_batches",
 ]

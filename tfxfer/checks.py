@@ -32,6 +32,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool, str]] = {
     "num_logical_devices": (0, math.inf, True, False, "2 is usual; 0 is off."),
     "accumulate": (1, math.inf, True, False, "1 is off."),
     "alpha": (0, math.inf, True, False, "0.1 is usual; 0 asks for no labels."),
+    "budget": (0, math.inf, True, False, "Three epochs a backbone are a start; 0 is off."),
     "seeds": (1, math.inf, True, False, "3 to 5 are usual."),
     "generations": (1, math.inf, True, False, "1 is off."),
     "checkpoint_seconds": (0, math.inf, True, False, "30 is usual."),
@@ -83,6 +84,26 @@ _OF_DISTILLATION = (
     "unlabeled",
     "assistant",
     "generations",
+)
+# What only a choice among backbones has.
+_OF_SELECTION = ("backbones", "budget")
+# What the backbones say themselves, or successive halving does.
+_NOT_OF_SELECTION = (
+    "backbone",
+    "value_range",
+    "image_size",
+    "stages",
+    "epochs",
+    "protocol",
+    "folds",
+    "average",
+    "boundary_cache",
+    "checkpoint_seconds",
+)
+# What each rung of a comparison has of its own.
+_NOT_OF_COMPARISON = (
+    *("head", "plan", "rule", "schedule", "warmup", "protocol", "folds", "average", "adapt"),
+    *("lora_rank", "teacher", "seeds", "unlabeled", "assistant", "generations"),
 )
 # What there is no backbone for, where a teacher is given and no student is of its kind.
 _OF_BACKBONE = ("backbone", "value_range", "stages")
@@ -213,7 +234,14 @@ def _check_mode(settings: Settings, given: Settings) -> None:
             f"--{found[0]} is for training, and --mode=embed writes features of all",
             "Leave it out.",
         )
-    if mode != "distill" and (found := [name for name in _OF_DISTILLATION if name in given]):
+    if mode == "compare" and (found := [name for name in _NOT_OF_COMPARISON if name in given]):
+        raise UserError(
+            f"--{found[0]} is not for --mode=compare, in which each way to use the backbone has "
+            "its own",
+            "Leave it out.",
+        )
+    distilling = mode in ("distill", "compare")
+    if not distilling and (found := [name for name in _OF_DISTILLATION if name in given]):
         raise UserError(
             f"--{found[0]} is for --mode=distill, not {mode}", "Give that mode, or leave it out."
         )
@@ -223,8 +251,24 @@ def _check_mode(settings: Settings, given: Settings) -> None:
             "as the one that it is compared with",
             "Leave it out, or fine-tune the teacher with it, and give its workdir as --teacher.",
         )
+    if mode != "select" and (found := [name for name in _OF_SELECTION if name in given]):
+        raise UserError(
+            f"--{found[0]} is for --mode=select, not {mode}", "Give that mode, or leave it out."
+        )
+    if mode == "select" and (found := [name for name in _NOT_OF_SELECTION if name in given]):
+        raise UserError(
+            f"--{found[0]} is not for --mode=select, which compares several backbones",
+            "Leave it out; options of one stand in its parentheses, as in "
+            "--backbones='net.h5(value_range=\"0,255\"), glyphs', and --budget is of all epochs.",
+        )
     fine_tuning = [name for name in _OF_FINE_TUNING if name in given]
-    if fine_tuning and mode not in ("finetune", "lr_find", "distill"):
+    rated = [*fine_tuning, *(name for name in ("learning_rate",) if name in given)]
+    if rated and mode == "select" and not settings["budget"]:
+        raise UserError(
+            f"--{rated[0]} says how backbones are fine-tuned, and without --budget none is",
+            "Give --budget too, or leave it out.",
+        )
+    if fine_tuning and mode not in ("finetune", "lr_find", "distill", "select", "compare"):
         raise UserError(
             f"--{fine_tuning[0]} says how the backbone is trained, and --mode={mode} trains none",
             "Leave it out, or give --mode=finetune.",

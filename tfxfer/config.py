@@ -12,7 +12,10 @@ from tfxfer.checks import check_ranges, check_together
 from tfxfer.errors import UserError
 from tfxfer.task import KINDS
 
-MODES = ("finetune", "distill", "extract", "embed", "lr_find", "inspect", "cache")
+MODES = (
+    *("finetune", "distill", "extract", "embed", "lr_find", "select", "compare"),
+    *("inspect", "cache"),
+)
 BATCH_NORM = ("freeze", "stage", "train")
 PROTOCOLS = ("standard", "vtab1k")
 AUGMENT = ("none", "light", "randaugment")
@@ -134,6 +137,16 @@ class RunConfig:
         "for images, and words, for texts, one of which auto takes. bag and transformer are "
         "for texts too, with random weights.",
     )
+    backbones: str = _setting(
+        "",
+        "With --mode=select: what to choose from, between commas, each as for --backbone; options "
+        "of one may also be image_size, value_range and stages. Embedded ones if empty.",
+    )
+    budget: int = _setting(
+        0,
+        "With --mode=select: epochs of fine-tuning, over all backbones together, spent by "
+        "successive halving on those that features speak for; none if 0.",
+    )
     image_size: str = _setting(
         "",
         "Height and width that images are brought to, such as 96 or 96x128, where the backbone "
@@ -209,9 +222,10 @@ class RunConfig:
         "Adam's rate for the head alone; a tenth of it once the backbone trains too. Above 0.",
     )
     plan: str = _setting(
-        "gradual",
+        AUTO,
         "How to fine-tune: gradual, lp_ft, full, head, last_k(k=2), surgical, "
-        "surgical(stages=block1), fastai, or a JSON file of phases, such as plan.json of a run.",
+        "surgical(stages=block1), fastai, or a JSON file of phases, such as plan.json of a run; "
+        "auto is gradual, or what --rule has.",
     )
     layer_decay: float = _setting(
         1.0, "Rate of a stage over that of the next one towards the head, in (0, 1]."

@@ -210,7 +210,7 @@ def _score_labels(logits: np.ndarray, y: np.ndarray, loss: float) -> MultiLabelE
     )
     return MultiLabelEvaluation(
         f1=float(f1(hits, wrong)),
-        f1_interval=_bootstrap((hits, wrong), f1),
+        f1_interval=bootstrap_interval((hits, wrong), f1),
         mean_average_precision=precision,
         exact=float(np.mean(wrong == 0)),
         loss=loss,
@@ -226,7 +226,7 @@ def _score_numbers(outputs: np.ndarray, y: np.ndarray, loss: float) -> Regressio
 
     return RegressionEvaluation(
         rmse=float(root(squares)),
-        rmse_interval=_bootstrap((squares,), root),
+        rmse_interval=bootstrap_interval((squares,), root),
         mae=float(np.mean(np.abs(outputs.astype(np.float64) - y))),
         r2=float(r2_score(y, outputs)) if len(y) > 1 else None,
         loss=loss,
@@ -234,8 +234,16 @@ def _score_numbers(outputs: np.ndarray, y: np.ndarray, loss: float) -> Regressio
     )
 
 
-def _bootstrap(samples: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
-    """Returns the percentile interval of Efron 1979, "Bootstrap Methods: Another Look ..."."""
+def bootstrap_interval(samples: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
+    """Returns the 95% percentile interval of Efron 1979, "Bootstrap Methods: Another Look ...".
+
+    Args:
+        samples: Arrays `[n]`, of the same examples if there are several.
+        statistic: Of these, along an `axis`.
+
+    Returns:
+        Low and high end; of one example its own value.
+    """
     if len(samples[0]) < 2:
         value = float(statistic(*samples))
         return value, value

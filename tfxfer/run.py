@@ -8,6 +8,11 @@ The same of embedded texts:
 
     python -m tfxfer.run --mode=finetune --dataset=docstrings
 
+Which backbone suits, and is fine-tuning it worth it?
+
+    python -m tfxfer.run --mode=select --backbones='glyphs, tiny, keras:ResNet50' --budget=18
+    python -m tfxfer.run --mode=compare
+
 Your own: any TensorFlow Datasets name of labelled images or texts, files of your own, and any
 pretrained network:
 
@@ -26,6 +31,8 @@ pretrained network:
     --backbone='/models/bert(preprocess=HANDLE)'       a text encoder with its preprocessing
     --backbone=keras_hub:resnet_50_imagenet            a preset of KerasHub, or its folder
     --backbone='transformer(layers=2)'                 for texts, random weights; so is bag
+    --backbone='glyphs(random=all)'                    any of these with weights drawn anew; or
+                                                       those of a stage, random=block4
 """
 
 import contextlib
@@ -57,7 +64,7 @@ _INTERRUPTED = 130
 _ENDED = 143
 _GRACE = 20.0  # Seconds for a process that was told to end to tidy up.
 _HELP = ("help", "helpshort")
-_WITH_WORKDIR = ("finetune", "distill", "extract", "embed", "lr_find")
+_WITH_WORKDIR = ("finetune", "distill", "extract", "embed", "lr_find", "select", "compare")
 
 
 _DEFINE = {

@@ -25,6 +25,7 @@ from tfxfer.methods.opening import Opened, config_for, opened
 from tfxfer.models import FeatureExtractor
 from tfxfer.report import workdir
 from tfxfer.report.console import Console
+from tfxfer.report.predictions import write_predictions
 from tfxfer.report.result import HeadResult, Result
 from tfxfer.task import REGRESSION
 from tfxfer.training.objective import objective
@@ -218,9 +219,12 @@ def _fit_one(job: _Job, path: Path) -> Result:
     with job.timed("head"):
         model, head = job.fit(splits)
     with job.timed("evaluation"):
-        validation = score(job.task, *predict(model, job.batched(splits.validation)))
+        guessed = predict(model, job.batched(splits.validation))
+        validation = score(job.task, *guessed)
         outputs, y = predict(model, job.batched(splits.test))
         metrics = {"validation": validation, "test": score(job.task, outputs, y)}
+        told = {"validation": (splits.validation, *guessed), "test": (splits.test, outputs, y)}
+        write_predictions(path / workdir.PREDICTIONS, told)
     with job.timed("export"):
         check = export(model, splits.test, outputs, path)
     return job.result(model, metrics, phases=(), export=check, head=head)

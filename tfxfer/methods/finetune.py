@@ -46,6 +46,7 @@ from tfxfer.plan import Phase, Plan, write_plan
 from tfxfer.report import workdir
 from tfxfer.report.console import Console
 from tfxfer.report.plots import phase_curves
+from tfxfer.report.predictions import write_predictions
 from tfxfer.report.result import Result
 from tfxfer.training.averaging import Averaged, greedy_soup, wise_ft
 from tfxfer.training.boundary import BoundaryCache, Choice, places
@@ -306,7 +307,8 @@ def _train_one(job: _Job, model: FineTuner, plan: Plan) -> Result:
     with timed("training"):
         start = model.get_weights()
         phases = job.train(model, plan, splits)
-        validation = score(job.task, *predict(model, job.evaluated(splits.validation)))
+        guessed = predict(model, job.evaluated(splits.validation))
+        validation = score(job.task, *guessed)
         if job.config.protocol == "vtab1k":
             model = job.new_model(splits)
             model.set_weights(start)
@@ -316,6 +318,8 @@ def _train_one(job: _Job, model: FineTuner, plan: Plan) -> Result:
     with timed("evaluation"):
         outputs, y = predict(model, job.evaluated(splits.test))
         metrics = {"validation": validation, "test": score(job.task, outputs, y)}
+        told = {"validation": (splits.validation, *guessed), "test": (splits.test, outputs, y)}
+        write_predictions(job.path / workdir.PREDICTIONS, told)
     with timed("export"):
         check = export(model, splits.test, outputs, job.path)
     return job.result(model, metrics, phases=phases, export=check, averages=tuple(job.averages))

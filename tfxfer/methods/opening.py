@@ -112,13 +112,52 @@ def opened(config: RunConfig, source: DataSource) -> Opened:
             backbone = configured_backbone(config, source.info)
             set_precision(backbone, config.precision)
         data = ready_data(config, source)
-        data = dataclasses.replace(data, cut=count_cut(backbone, data.splits[0]))
-        if config.self_check:
-            train, size = data.splits[0].train, backbone.contract.size
-            check_backbone(backbone, batches(train, config.batch_size, image_size=size))
-        # Only now: what preparing a dataset takes from the global generators must not matter.
-        keras.utils.set_random_seed(config.seed)
-    return Opened(config, strategy, backbone, data, configured_cache(config), timed)
+        return _checked(Opened(config, strategy, backbone, data, configured_cache(config), timed))
+
+
+def with_backbone(shared: Opened, config: RunConfig) -> Opened:
+    """Loads another backbone for the same data.
+
+    Args:
+        shared: What `opened` returned.
+        config: Settings that differ in what is of the backbone alone.
+
+    Returns:
+        The same but for backbone and settings.
+
+    Raises:
+        UserError: If the backbone cannot be used.
+    """
+    with shared.timed("loading"):
+        with shared.strategy.scope():
+            backbone = configured_backbone(config, shared.data.source.info)
+            set_precision(backbone, config.precision)
+        return _checked(dataclasses.replace(shared, config=config, backbone=backbone))
+
+
+def _checked(shared: Opened) -> Opened:
+    """Looks at the first images or texts, counts what is cut, and seeds Keras' generators."""
+    config, backbone, (splits, *_) = shared.config, shared.backbone, shared.data.splits
+    cut = count_cut(backbone, splits)
+    if config.self_check:
+        size = backbone.contract.size
+        check_backbone(backbone, batches(splits.train, config.batch_size, image_size=size))
+    # Only now: what preparing a dataset takes from the global generators must not matter.
+    keras.utils.set_random_seed(config.seed)
+    return dataclasses.replace(shared, data=dataclasses.replace(shared.data, cut=cut))
+
+
+def check_one_machine(shared: Opened) -> None:
+    """Checks that a mode which chooses among runs has one machine for them.
+
+    Raises:
+        UserError: If there are several workers.
+    """
+    if (count := distribute.worker_count(shared.strategy)) > 1:
+        raise UserError(
+            f"--mode=select and compare run on one machine, and there are {count} workers",
+            "Start it on one of them, without TF_CONFIG.",
+        )
 
 
 def config_for(mode: str, source: DataSource, settings: Mapping[str, Any]) -> RunConfig:

@@ -1,6 +1,5 @@
 """The students of one run: taught one after the other, trained beside, and compared."""
 
-import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,8 @@ from tfxfer import distribute
 from tfxfer.backbones import HEAD
 from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import RunConfig
-from tfxfer.costs import ModelCost, cost_on, model_cost, summed
-from tfxfer.data.base import TEXT, DataSource
+from tfxfer.costs import ModelCost, summed
+from tfxfer.data.base import DataSource
 from tfxfer.data.parts import Part
 from tfxfer.data.pipeline import batches
 from tfxfer.errors import UserError, first_line
@@ -27,6 +26,7 @@ from tfxfer.methods.compared import ALONE, DISTILLED, Trained, transfer_card
 from tfxfer.methods.exported import export
 from tfxfer.methods.opening import Opened
 from tfxfer.methods.preflight import Preflight, better_than_chance, preflight
+from tfxfer.methods.serving import serving_cost
 from tfxfer.methods.students import SELF, assistants, new_student
 from tfxfer.methods.taught import TaughtData
 from tfxfer.methods.teachers import load_teacher, split_teachers, teacher_parts
@@ -36,6 +36,7 @@ from tfxfer.plan import Phase
 from tfxfer.report import workdir
 from tfxfer.report.console import Console
 from tfxfer.report.distill_words import start_lines, student_line
+from tfxfer.report.predictions import write_predictions
 from tfxfer.report.result import Result
 from tfxfer.training.callbacks import MetricsLog
 from tfxfer.training.checkpoints import Checkpoints
@@ -108,7 +109,7 @@ class Teaching(Opened):
             with self.timed("teacher"):
                 finetune.run(tuned, folder, self.console, source)
         with self.strategy.scope():
-            return _Teachers((load_teacher(str(folder), self.task),))
+            return _Teachers((load_teacher(str(folder), self.task, trusted=True),))
 
     def check(self, teachers: _Teachers) -> TaughtData:
         """Takes the losses of two examples for every student, before anyone waits for one.
@@ -358,9 +359,12 @@ class Teaching(Opened):
             validation = [each.phase.val_loss for each in distilled]
             chosen = distilled[int(np.argmin(np.array(validation, np.float64)))]
             size = chosen.model.backbone.contract.size
-            outputs = predict(chosen.model, self._evaluated(splits.validation, size))
+            guessed = predict(chosen.model, self._evaluated(splits.validation, size))
+            said = {"validation": (splits.validation, *guessed)}
+            said["test"] = (splits.test, chosen.best, y)
+            write_predictions(self.path / workdir.PREDICTIONS, said)
             metrics = {
-                "validation": score(self.task, *outputs),
+                "validation": score(self.task, *guessed),
                 "test": score(self.task, chosen.best, y),
                 "teacher": score(self.task, told, y),
             }
@@ -379,15 +383,9 @@ class Teaching(Opened):
         )
 
     def _costs(self, data: TaughtData, student: FineTuner) -> dict[str, ModelCost]:
-        info = self.data.source.info
-        if info.inputs == TEXT:
-            (example,) = self._evaluated(self.data.splits[0].test.pick(np.array([0])), None)
-            cost = functools.partial(cost_on, example=example[0])
-        else:
-            height, width = data.image_size or info.shape[:2]
-            cost = functools.partial(model_cost, image_shape=(height, width, info.shape[-1] or 3))
-        teachers = [cost(each.model) for each in data.teachers.teachers]
-        return {"teacher": summed(teachers), "student": cost(student)}
+        test, size = self.data.splits[0].test, data.image_size
+        teachers = [serving_cost(each.model, test, size) for each in data.teachers.teachers]
+        return {"teacher": summed(teachers), "student": serving_cost(student, test, size)}
 
 
 def _of(data: TaughtData) -> _Teachers:

@@ -7,6 +7,8 @@ from typing import Any
 from tfxfer.data.base import BadExample
 from tfxfer.data.leaks import Leaks
 from tfxfer.evaluate import AnyEvaluation, FoldSummary
+from tfxfer.ladder import Ladder
+from tfxfer.selection import Selection
 from tfxfer.training.averaging import Averaged
 from tfxfer.training.loop import PhaseResult
 from tfxfer.training.lr_finder import LrCurve
@@ -175,6 +177,59 @@ class LrFindResult:
     def passed(self) -> bool:
         """Whether what was exported may be served; nothing is exported."""
         return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as a dict that JSON can hold."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectResult:
+    """What a run that compares backbones found out.
+
+    Attributes:
+        selection: Which suit, and by how much.
+        task: `single_label`, `multi_label` or `regression`.
+        timings: Wall seconds, by part of the run.
+        fingerprints: Hashes of the data, and of each backbone by its name.
+        skipped: Examples that were left out because they cannot be used.
+    """
+
+    selection: Selection
+    task: str
+    timings: Mapping[str, float]
+    fingerprints: Mapping[str, str]
+    skipped: tuple[BadExample, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether what was exported may be served; nothing is exported."""
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as a dict that JSON can hold."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareResult:
+    """What a run that compares ways to use a backbone found out.
+
+    Attributes:
+        ladder: The ways, and which one suffices.
+        task: `single_label`, `multi_label` or `regression`.
+        label_names: Names of the classes or targets, in the order of the models' outputs.
+        passed: Whether each exported model answers as the trained one does.
+        fingerprints: Hashes of the data and of the backbone.
+        skipped: Examples that were left out because they cannot be used.
+    """
+
+    ladder: Ladder
+    task: str
+    label_names: tuple[str, ...]
+    passed: bool
+    fingerprints: Mapping[str, str]
+    skipped: tuple[BadExample, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the result as a dict that JSON can hold."""

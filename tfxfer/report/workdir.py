@@ -31,6 +31,9 @@ KERAS_MODEL = "model.keras"
 EMBEDDINGS = "embeddings"
 LR_CURVE = "lr_find.png"
 CURVES = "curves.png"
+PARETO = "pareto.png"
+PREDICTIONS = "predictions.npz"
+RUNGS = "rungs"
 PLAN = "plan.json"
 TEACHER = "teacher"
 CARD = "transfer_card.md"
@@ -38,22 +41,12 @@ CHECKPOINTS = "checkpoints"
 PLACES = f"{CHECKPOINTS}/places.json"
 
 _ALL = (
-    CONFIG,
-    METRICS,
-    PLAN,
-    CHECKPOINTS,
-    TEACHER,
-    CARD,
-    SAVED_MODEL,
-    KERAS_MODEL,
-    EMBEDDINGS,
-    LR_CURVE,
-    CURVES,
-    RESULTS,
+    *(CONFIG, METRICS, PLAN, CHECKPOINTS, TEACHER, RUNGS, CARD, SAVED_MODEL, KERAS_MODEL),
+    *(EMBEDDINGS, LR_CURVE, CURVES, PARETO, PREDICTIONS, RESULTS),
 )
 # What a run that goes on needs of the process that was killed; the rest it makes again.
-_OF_TRAINING = (CONFIG, METRICS, PLAN, CHECKPOINTS, TEACHER)
-_RESUMABLE = ("finetune", "distill")
+_OF_TRAINING = (CONFIG, METRICS, PLAN, CHECKPOINTS, TEACHER, RUNGS)
+_RESUMABLE = ("finetune", "distill", "compare")
 _LOCK = ".lock"
 _NAMED = 3  # Files that a message names.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -87,7 +80,7 @@ def choose_workdir(config: RunConfig) -> Path:
     if config.workdir:
         path = Path(config.workdir).expanduser()
     else:
-        trained = config.student if config.mode == "distill" else config.backbone
+        trained = {"distill": config.student, "select": "several"}.get(config.mode, config.backbone)
         dataset, network = (
             "".join(c if c.isalnum() else "-" for c in Path(name).name)[:40].strip("-")
             for name in (config.dataset, trained)
@@ -191,9 +184,10 @@ def _is_same(path: Path, config: RunConfig, identity: Mapping[str, Any]) -> bool
 
 def _can_go_on(path: Path) -> bool:
     """Whether a run left checkpoints that another process can go on from."""
-    if (path / TEACHER / RESULTS).is_file():  # Trained first, by a run of its own.
+    inner = [path / TEACHER, *(path / RUNGS).glob("*")]
+    if any((each / RESULTS).is_file() for each in inner):  # Trained first, by a run of its own.
         return True
-    if not (models := [*_models(path), *_models(path / TEACHER)]):
+    if not (models := [model for each in (path, *inner) for model in _models(each)]):
         return False
     from tfxfer.training.checkpoints import can_go_on  # Not before: it brings TensorFlow.
 

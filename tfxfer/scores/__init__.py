@@ -17,6 +17,9 @@ Compare the numbers of several backbones on the same examples, and only those of
 | `leep` | probabilities of source classes, classes | Nguyen et al. 2020 |
 | `nce` | source classes, classes | Tran et al. 2019 |
 
+`neighbours.knn_predictions` and `probe.linear_probe_predictions` are what the first two say of each
+example.
+
 All compute in float64. Memory is that of a few copies of the features, and the order of examples
 changes nothing but rounding, unless a score says otherwise.
 """

@@ -15,6 +15,29 @@ _SHARPNESS = 0.07
 def knn(features: ArrayLike, y: ArrayLike, regression: bool = False, k: int = 20) -> float:
     """How well the most similar other examples tell each example.
 
+    See `knn_predictions`.
+
+    Args:
+        features: `[n, d]`.
+        y: Classes, int `[n]`, or numbers, `[n]` or `[n, targets]`.
+        regression: Whether `y` holds numbers.
+        k: How many vote, at least 1; all the others, if there are fewer.
+
+    Returns:
+        Accuracy, from 0 to 1, or for numbers R squared, at most 1, the mean over targets.
+
+    Raises:
+        ValueError: As `knn_predictions` does.
+    """
+    told = knn_predictions(features, y, regression, k)
+    return float(r2_score(np.reshape(y, told.shape), told) if regression else np.mean(told == y))
+
+
+def knn_predictions(
+    features: ArrayLike, y: ArrayLike, regression: bool = False, k: int = 20
+) -> np.ndarray:
+    """What the most similar other examples take each example for.
+
     The similarity is the cosine, and votes weigh `softmax(similarity / 0.07)` over the `k`. Time
     grows with the square of `n`; memory does not. Which of equally similar examples vote may
     depend on the order of the examples.
@@ -28,12 +51,13 @@ def knn(features: ArrayLike, y: ArrayLike, regression: bool = False, k: int = 20
         k: How many vote, at least 1; all the others, if there are fewer.
 
     Returns:
-        Accuracy, from 0 to 1, or for numbers R squared, at most 1, the mean over targets.
+        Classes `[n]`, or numbers `[n, targets]`.
 
     Raises:
         ValueError: If these are not finite features and labels of the same examples, there is one
             class only or a target that is constant, or `k` is below 1.
     """
+    classes = np.unique(y)
     x, y = data(features, y, regression)
     expect(k >= 1, "k of at least 1", k)
     k, x = min(k, len(x) - 1), _unit(x)
@@ -50,7 +74,7 @@ def knn(features: ArrayLike, y: ArrayLike, regression: bool = False, k: int = 20
             np.add.at(shares, (np.arange(len(rows))[:, None], y[near]), votes)
             told.append(shares.argmax(axis=1))
     found = np.concatenate(told)
-    return float(r2_score(y, found) if regression else np.mean(found == y))
+    return found if regression else classes[found]
 
 
 def parc(

@@ -1,0 +1,118 @@
+"""Is fine-tuning worth it, as a table for the screen and lines below it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from tfxfer.config import RunConfig
+from tfxfer.data.ready import ReadyData
+from tfxfer.evaluate import HEADLINE
+from tfxfer.ladder import HELPS, NEGATIVE, NOTHING, Ladder, Rung
+from tfxfer.report import workdir
+from tfxfer.report.cost_columns import COST_CAPTION, COST_COLUMNS, cost_cells, plain_table
+from tfxfer.report.data_words import counted, part_lines
+from tfxfer.transfer import ModelScores
+
+_WORTH = {
+    HELPS: "pretrained weights help",
+    NOTHING: "no evidence that pretrained weights help or hurt",
+    NEGATIVE: "NEGATIVE TRANSFER: random weights are the better start",
+}
+
+
+def start_lines(config: RunConfig, data: ReadyData, rungs: Mapping[str, str]) -> Iterator[str]:
+    """Says what is about to be compared.
+
+    Args:
+        config: The settings.
+        data: The data.
+        rungs: What each is, in words, by name.
+    """
+    info = data.source.info
+    yield f"tfxfer {config.mode}, seed {config.seed}"
+    yield f"data      {info.name}, {info.task}"
+    for line in part_lines(data):
+        yield f"          {line}"
+    yield f"backbone  {config.backbone}"
+    for number, (name, meaning) in enumerate(rungs.items()):
+        yield f"{'' if number else 'rungs':10}{name}: {meaning}"
+
+
+def rung_line(name: str, validation: ModelScores) -> str:
+    """Says how a rung did that has just been trained."""
+    metric = HEADLINE[type(validation.evaluation)]
+    return f"{name}: validation {metric} {validation.headline:.4f}"
+
+
+def ladder_tables(ladder: Ladder) -> Iterator[Table]:
+    """Draws what every rung is worth, and what it costs.
+
+    Args:
+        ladder: What was found.
+    """
+    yield _quality(ladder)
+    yield _costs(ladder)
+
+
+def _quality(ladder: Ladder) -> Table:
+    metric = ladder.metric
+    table = plain_table("rung", "validation", f"test {metric}", "NLL", "ECE", "beaten by")
+    for each in ladder.rungs:
+        low, high = getattr(each.test, f"{metric}_interval")
+        table.add_row(
+            _name(each, ladder),
+            f"{getattr(each.validation, metric):.4f}",
+            f"{getattr(each.test, metric):.4f} ({low:.3f}-{high:.3f})",
+            "" if each.nll is None else f"{each.nll:.4f}",
+            "" if each.calibration_error is None else f"{each.calibration_error:.4f}",
+            ", ".join(each.beaten_by),
+        )
+    judged, tested = ladder.rungs[0].validation.examples, ladder.rungs[0].test.examples
+    table.caption = (
+        f"{counted(judged, 'validation example')} say which is beaten, "
+        f"{counted(tested, 'test example')} chose nothing"
+    )
+    return table
+
+
+def _costs(ladder: Ladder) -> Table:
+    table = plain_table("rung", "training s", *COST_COLUMNS, "front")
+    for each in ladder.rungs:
+        front = "yes" if each.on_front else ""
+        table.add_row(_name(each, ladder), f"{each.seconds:.1f}", *cost_cells(each.cost), front)
+    table.caption = f"{COST_CAPTION}; training with the features or the teacher that it stands on"
+    return table
+
+
+def _name(rung: Rung, ladder: Ladder) -> str:
+    return f"{'>' if rung.name == ladder.recommended else ' '} {rung.name}"
+
+
+def ladder_lines(ladder: Ladder, path: Path) -> Iterator[str]:
+    """Says which rung suffices, what pretraining is worth, and where the rest is written.
+
+    Args:
+        ladder: What was found.
+        path: The workdir.
+    """
+    chosen = next(each for each in ladder.rungs if each.name == ladder.recommended)
+    test = getattr(chosen.test, ladder.metric)
+    why = "the shortest training of those that none beats beyond the 95% interval on validation"
+    yield f"recommended: {chosen.name}, {chosen.meaning}: test {ladder.metric} {test:.4f}; {why}"
+    if found := ladder.pretraining:
+        low, high = found.interval or (found.difference, found.difference)
+        yield (
+            f"{_WORTH[found.word]}: {found.rung} less scratch {found.difference:+.4f} test "
+            f"{ladder.metric} (95% interval {low:+.4f} to {high:+.4f})"
+        )
+    yield from ladder.notes
+    yield "one training of each, so that intervals are over examples, not over seeds"
+    for name, meaning in (
+        (f"{workdir.RUNGS}/{chosen.name}/{workdir.SAVED_MODEL}/1", "the recommended model"),
+        (workdir.RUNGS, "the runs of all rungs, each with its model"),
+        (workdir.PARETO, f"validation {ladder.metric} against latency"),
+        (workdir.RESULTS, "all results"),
+        (workdir.CONFIG, "settings and versions"),
+    ):
+        yield f"wrote {path / name}  ({meaning})"
