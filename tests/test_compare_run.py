@@ -39,6 +39,27 @@ def test_a_backbone_that_stays_frozen_has_two_rungs(frozen, tmp_path, capsys):
     assert f"rungs/{ladder.recommended}/saved_model/1" in said
 
 
+def test_what_was_killed_or_is_of_other_data_is_run_anew(frozen, tmp_path, monkeypatch):
+    fit, calls = extract_method.run, []
+
+    def counted(config, *rest):
+        calls.append(config.head)
+        return fit(config, *rest)
+
+    monkeypatch.setattr(extract_method, "run", counted)
+    compare(gratings(), tmp_path, backbone=frozen)
+    # As a process leaves it that is killed in the second rung.
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "run" / "rungs" / "probe" / "results.json").unlink()
+    assert compare(gratings(), tmp_path, backbone=frozen).passed
+    assert calls == ["knn", "auto", "auto"]
+    (tmp_path / "run" / "results.json").unlink()
+    other = gratings()
+    other.fingerprint = "another"
+    assert compare(other, tmp_path, backbone=frozen).passed
+    assert calls[3:] == ["knn", "auto"]
+
+
 def test_a_run_that_was_interrupted_goes_on(frozen, tmp_path, monkeypatch):
     fit, calls = extract_method.run, []
 
@@ -58,6 +79,8 @@ def test_a_run_that_was_interrupted_goes_on(frozen, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--loss=kdd",), "kd"),
+        (("--student=tinny",), "tiny"),
         (("--backbone=tiny",), "has none"),
         (("--plan=full",), "each way to use the backbone has its own"),
         (("--head=knn",), "--head=knn is for --mode=extract"),

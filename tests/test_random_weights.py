@@ -16,6 +16,7 @@ from tfxfer.errors import UserError
 from tfxfer.methods.opening import opened
 from tfxfer.methods.students import new_student
 from tfxfer.models import FineTuner, load_model
+from tfxfer.spec import parse_spec
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
 TEXTS = np.array(["a list of numbers", "the name of a file", "what a layer returns"], object)
@@ -201,3 +202,11 @@ def test_an_unknown_stage_is_refused(asked):
 )
 def test_only_what_is_drawn_whole_is_from_scratch(spec, expected):
     assert from_scratch(spec) == expected
+
+
+@pytest.mark.parametrize("spec", ["keras:MobileNetV2(alpha=0.35)", "keras:MobileNetV2"])
+def test_it_is_the_pretrained_network_but_for_its_weights(spec):
+    drawn = load_backbone(parse_spec(spec).having("random", "all").text, data_size=(40, 40))
+    assert drawn.contract.size == (224, 224)
+    small = load_backbone("keras:MobileNetV2(weights=none, random=all)", data_size=(40, 40))
+    assert small.contract.size == (40, 40)

@@ -72,7 +72,7 @@ def test_a_backbone_that_knows_the_task_beats_one_that_does_not(tmp_path, capsys
     assert (other.name, other.rank) == ("tiny(width=0.1)", 2)
     assert result.selection.best == ("glyphs",)
     assert result.selection.correlations == {}
-    assert "best: glyphs, better than the others beyond" in capsys.readouterr().out
+    assert "best: glyphs, better than tiny(width=0.1) beyond" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("kind", "metric"), [(REGRESSION, "rmse"), (MULTI_LABEL, "f1")])

@@ -13,6 +13,7 @@ from tfxfer.selection import (
     Candidate,
     Figure,
     Round,
+    _looked_at,
     beats,
     correlation,
     correlations,
@@ -57,6 +58,24 @@ def test_few_of_many_examples_are_looked_at_by_slow_scores():
     assert told.knn.shape == told.probe.shape == (1200,)
     assert told.scores == told_by(DIGITS, x, y, seed=1).scores
     assert told.scores != told_by(DIGITS, x, y, seed=2).scores
+
+
+def test_rare_classes_are_among_the_few_that_are_looked_at():
+    rare = np.zeros(2000, int)
+    rare[[3, 700, 1999]] = 1
+    for seed in range(20):
+        rows = _looked_at(rare, seed)
+        assert len(rows) == 500
+        assert rare[rows].sum() >= 2
+    assert (np.diff(_looked_at(np.arange(2000) % 90, 0)) > 0).all()
+    assert len(_looked_at(np.arange(2000) % 90, 0)) == 900
+
+
+def test_labels_of_which_none_varies_tell_nothing():
+    y = np.zeros((300, 2), np.float32)
+    told = told_by(Task(MULTI_LABEL, ("a", "b")), X, y)
+    assert told.scores == {}
+    assert told.probe.mean() == told.knn.mean() == 0  # Of no label that is true, nor said.
 
 
 def test_probabilities_of_source_classes_have_two_scores_more():

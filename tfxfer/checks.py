@@ -85,6 +85,8 @@ _OF_DISTILLATION = (
     "assistant",
     "generations",
 )
+# What is of training alone, too, but also of heads and students.
+_OF_STEPS = ("learning_rate", "augment", "mix", "balance", "views")
 # What only a choice among backbones has.
 _OF_SELECTION = ("backbones", "budget")
 # What the backbones say themselves, or successive halving does.
@@ -255,6 +257,11 @@ def _check_mode(settings: Settings, given: Settings) -> None:
         raise UserError(
             f"--{found[0]} is for --mode=select, not {mode}", "Give that mode, or leave it out."
         )
+    if mode == "select" and settings["rule"] == "bit":
+        raise UserError(
+            "--rule=bit says how many steps are taken, and --mode=select does by --budget",
+            "Leave one of them out.",
+        )
     if mode == "select" and (found := [name for name in _NOT_OF_SELECTION if name in given]):
         raise UserError(
             f"--{found[0]} is not for --mode=select, which compares several backbones",
@@ -262,7 +269,7 @@ def _check_mode(settings: Settings, given: Settings) -> None:
             "--backbones='net.h5(value_range=\"0,255\"), glyphs', and --budget is of all epochs.",
         )
     fine_tuning = [name for name in _OF_FINE_TUNING if name in given]
-    rated = [*fine_tuning, *(name for name in ("learning_rate",) if name in given)]
+    rated = [*fine_tuning, *(name for name in _OF_STEPS if name in given)]
     if rated and mode == "select" and not settings["budget"]:
         raise UserError(
             f"--{rated[0]} says how backbones are fine-tuned, and without --budget none is",

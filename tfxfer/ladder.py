@@ -67,7 +67,7 @@ class Ladder:
         metric: The headline figure: `accuracy`, `f1` or `rmse`.
         rungs: From the first to the last.
         recommended: The one with the shortest training of those that no other beats on validation;
-            test examples have no say.
+            test examples have no say. Empty where none is better than chance.
         pretraining: What pretrained weights are worth; `None` for a backbone that has none, or
             that cannot be trained.
         notes: What a reader must know beside, in sentences.

@@ -138,8 +138,9 @@ class Selection:
         correlations: Weighted tau of each score with what the fine-tunings of the first round,
             all alike, reached on validation; `None` where one of the two is the same for all.
         correlated: Backbones that the correlation is over; 0 if nothing was fine-tuned.
-        best: Those that are not beaten beyond the interval: of the last round, or else by the
-            probe; first the better of those that are about as fast as the fastest.
+        compared: Those of the last round, or all if nothing was fine-tuned.
+        best: Those of `compared` that are not beaten beyond the interval, on validation or else by
+            the probe; first the better of those that are about as fast as the fastest.
     """
 
     metric: str
@@ -148,6 +149,7 @@ class Selection:
     candidates: tuple[Candidate, ...]
     correlations: Mapping[str, float | None]
     correlated: int
+    compared: tuple[str, ...]
     best: tuple[str, ...]
 
 
@@ -182,14 +184,21 @@ def _outputs(predictions, task: Task, x: np.ndarray, y: np.ndarray) -> np.ndarra
         return np.eye(task.units)[predictions(x, y)]
     outputs = np.array(y, np.float64)  # A target that is always the same is told.
     varies = np.ptp(y, axis=0) > 0
-    outputs[:, varies] = predictions(x, y[:, varies], regression=True)
+    if varies.any():
+        outputs[:, varies] = predictions(x, y[:, varies], regression=True)
     return outputs - 0.5 if task.kind == MULTI_LABEL else outputs
 
 
 def _looked_at(y: np.ndarray, seed: int) -> np.ndarray:
-    classes = len(np.unique(y)) if y.ndim == 1 else 1
-    count = min(max(_LOOKED_AT, _OF_A_CLASS * classes), _MOST, len(y))
-    return np.sort(np.random.default_rng(seed).permutation(len(y))[:count])
+    """Draws examples, two of each class first, so that there are several classes."""
+    _, classes = np.unique(y, axis=0, return_inverse=True)
+    rows = np.random.default_rng(seed).permutation(len(y))
+    by_class = rows[np.argsort(classes[rows], kind="stable")]
+    _, starts, sizes = np.unique(classes[by_class], return_index=True, return_counts=True)
+    place = np.empty(len(y), int)  # Of each example among those of its class.
+    place[by_class] = np.arange(len(y)) - np.repeat(starts, sizes)
+    count = min(max(_LOOKED_AT, _OF_A_CLASS * len(starts)), _MOST, len(y))
+    return np.sort(rows[np.argsort(place[rows] > 1, kind="stable")][:count])
 
 
 def _slow_scores(task: Task, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -200,7 +209,9 @@ def _slow_scores(task: Task, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
         shorter = u * s if len(s) else x[:, :1]
     if task.kind != SINGLE_LABEL:
         varies = np.ptp(y, axis=0) > 0
-        return {"logme": scores.logme(shorter, y[:, varies], regression=True)}
+        return (
+            {"logme": scores.logme(shorter, y[:, varies], regression=True)} if varies.any() else {}
+        )
     # Shrinkage goes by the number of features, and PARC by the signs of principal directions.
     full = ("regularized_h_score", "parc")
     found = {name: getattr(scores, name)(x if name in full else shorter, y) for name in _OF_CLASSES}
@@ -302,7 +313,7 @@ def correlations(
         KNN: [sign * each.knn.value for each in candidates],
         PROBE: [sign * each.probe.value for each in candidates],
     }
-    for name in candidates[0].scores:
+    for name in dict.fromkeys(name for each in candidates for name in each.scores):
         if all(name in each.scores for each in candidates):
             columns[name] = [each.scores[name] for each in candidates]
     up = [sign * value for value in reached]

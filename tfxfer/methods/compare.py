@@ -1,7 +1,8 @@
 """`--mode=compare`: is fine-tuning worth it? All ways to use a backbone, each a run of its own."""
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from tfxfer.evaluate import HEADLINE
 from tfxfer.ladder import Ladder, Rung, beaten, pretraining, sufficient
 from tfxfer.methods import distill, extract, finetune
 from tfxfer.methods.backbone import with_usual
+from tfxfer.methods.compared import ALONE
 from tfxfer.methods.data import configured_source, naming_bad_examples
+from tfxfer.methods.losses import losses_for
 from tfxfer.methods.opening import Opened, check_one_machine, config_for, opened
 from tfxfer.methods.preflight import better_than_chance
 from tfxfer.methods.serving import serving_cost
+from tfxfer.methods.students import new_student
+from tfxfer.methods.tuner import check_devices
 from tfxfer.models import load_model
 from tfxfer.pareto import pareto_front
 from tfxfer.report import workdir
@@ -59,11 +64,10 @@ _OF_BACKBONE = ("backbone", "image_size", "value_range", "stages", "self_check",
 _OF_TRAINING = (
     *("epochs", "learning_rate", "balance", "augment", "views", "mix", "label_smoothing"),
     *("dropout", "clip_norm", "weight_decay", "optimizer", "accumulate", "jit"),
-    *("checkpoint_seconds",),
+    *("checkpoint_seconds", "ema"),
 )
-_OF_FINE_TUNING = ("bn", "layer_decay", "patience", "l2_sp", "ema", "boundary_cache")
+_OF_FINE_TUNING = ("bn", "layer_decay", "patience", "l2_sp", "boundary_cache")
 _OF_STUDENT = ("student", "loss", "alpha")
-_TRAINING = ("features", "head", "training", "preflight", "distillation")  # Parts of `timings`.
 _SCRATCH_EPOCHS = 30  # As students from random weights have.
 
 
@@ -90,17 +94,19 @@ def run(
     given, config = config, with_usual(config, source.info.inputs)
     with naming_bad_examples(config, source):
         shared = opened(config, source)
-        check_one_machine(shared)
         names = _names(shared)
+        _check(shared, names)
         console.lines(start_lines(config, shared.data, {name: _MEANINGS[name] for name in names}))
         if config.dry_run:
             return None
         if workdir.goes_on(path, given):
             console.goes_on(path)
-        with workdir.run_in(path, given, {"backbone": shared.backbone.fingerprint}):
-            found = _run_all(shared, names, path / workdir.RUNGS, console)
+        with workdir.run_in(path, given):
+            running = _Running(shared, path / workdir.RUNGS, console)
+            running.run(names)
+            found = running.found
             result = CompareResult(
-                ladder=_ladder(shared, found),
+                ladder=_ladder(shared, found, running.left_out),
                 task=shared.task.kind,
                 label_names=shared.task.names,
                 passed=all(each.passed for each in found.values()),
@@ -148,8 +154,9 @@ def _names(shared: Opened) -> tuple[str, ...]:
     return tuple(_MEANINGS)
 
 
-def _settings(config: RunConfig, name: str, teacher: str) -> RunConfig:
+def _settings(shared: Opened, name: str, teacher: str) -> RunConfig:
     """Returns the settings of the run that a rung is."""
+    config = shared.config
 
     def own(*groups: tuple[str, ...]) -> dict[str, Any]:
         return {each: getattr(config, each) for group in groups for each in group}
@@ -158,25 +165,37 @@ def _settings(config: RunConfig, name: str, teacher: str) -> RunConfig:
         head = "knn" if name == KNN else "auto"
         return RunConfig(mode="extract", head=head, **own(_OF_DATA, _OF_BACKBONE))
     if name == SCRATCH:
-        spec = parsed(config.backbone)
-        own_of = own(_OF_DATA, _OF_BACKBONE, _OF_TRAINING)
-        own_of |= {
-            "backbone": spec.having("random", "all").text,
+        phases = len(shared.backbone.stages) + 1
+        changes = {
+            "backbone": parsed(config.backbone).having("random", "all").text,
             # What random weights make of inputs need not look as the check wants it.
             "self_check": False,
-            "epochs": config.epochs or _SCRATCH_EPOCHS,
+            # As many as stage by stage may take in all.
+            "epochs": phases * config.epochs or _SCRATCH_EPOCHS,
             # A tenth of the rate is for weights that know something already.
             "learning_rate": 10 * config.learning_rate,
+            "views": 0,  # As batch normalization trains, features are new in every epoch.
         }
         how = {"plan": "full", "bn": "train", "schedule": "cosine", "warmup": 0.05, "patience": 0}
-        return RunConfig(mode="finetune", rule="none", **how, **own_of)
+        taken = own(_OF_DATA, _OF_BACKBONE, _OF_TRAINING) | changes
+        return RunConfig(mode="finetune", rule="none", **how, **taken)
     if name == DISTILLED:
-        taken = own(_OF_DATA, _OF_TRAINING, _OF_STUDENT, ("image_size",))
+        taken = own(_OF_DATA, _OF_TRAINING, _OF_STUDENT, ("image_size", "precision"))
         return RunConfig(mode="distill", teacher=teacher, seeds=1, **taken)
-    plan = {"plan": name}
-    return RunConfig(
-        mode="finetune", **plan, **own(_OF_DATA, _OF_BACKBONE, _OF_TRAINING, _OF_FINE_TUNING)
-    )
+    groups = _OF_DATA, _OF_BACKBONE, _OF_TRAINING, _OF_FINE_TUNING
+    return RunConfig(mode="finetune", plan=name, **own(*groups))
+
+
+def _check(shared: Opened, names: tuple[str, ...]) -> None:
+    """Finds what is wrong with the settings of the last rungs before the first one trains."""
+    check_one_machine(shared)
+    check_devices(shared)
+    for name in names:
+        settings = _settings(shared, name, "a run")
+        if name == DISTILLED:
+            losses_for(settings.loss, shared.task, shared.data.splits[0].train.labels)
+            student = with_usual(settings.replace(teacher=""), shared.data.source.info.inputs)
+            new_student(shared, student.student, settings.seed)
 
 
 @dataclass(frozen=True)
@@ -196,46 +215,75 @@ class _Found:
     passed: bool
 
 
-def _run_all(
-    shared: Opened, names: tuple[str, ...], folder: Path, console: Console
-) -> dict[str, _Found]:
+class _Running:
     """Runs the rungs that are not done yet, one after the other."""
-    runs: dict[str, Callable[..., Any]] = {DISTILLED: distill.run, KNN: extract.run}
-    runs[PROBE] = extract.run
-    found: dict[str, _Found] = {}
-    for name in names:
-        own, teacher = folder / name, ""
-        if name == DISTILLED:
-            teacher = _best(shared, found, (LP_FT, GRADUAL))
-            # It was written by this run, of a backbone that the user has named.
-            place = str(found[teacher].folder).replace('"', "")
-            config = _settings(shared.config, name, f"{place}(safe_mode=false)")
-        else:
-            config = _settings(shared.config, name, "")
+
+    def __init__(self, shared: Opened, folder: Path, console: Console):
+        self._shared, self._folder, self._console = shared, folder, console
+        self.found: dict[str, _Found] = {}
+        self.left_out: list[str] = []
+
+    def run(self, names: tuple[str, ...]) -> None:
+        anew = False  # Once one is run anew, a student has another teacher.
+        for name in names:
+            own, teacher = self._folder / name, ""
+            if name == DISTILLED:
+                teacher = _best(self._shared, self.found, (LP_FT, GRADUAL))
+            if (anew and name == DISTILLED) or not self._is_done(name, own):
+                anew = True
+                if not self._run_one(name, own, teacher):
+                    continue
+            self.found[name] = self._read(name, own, teacher)
+            scores = _scores(self._shared, self.found[name], "validation")
+            self._console.lines([rung_line(name, scores)])
+
+    def _run_one(self, name: str, own: Path, teacher: str) -> bool:
+        """Runs one; says whether it could be run, as the first ones must."""
+        self._console.lines([f"{name}: {_MEANINGS[name]}"])
+        # The teacher was written by this run, of a backbone that the user has named.
+        place = f"{self._folder / teacher}(safe_mode=false)" if teacher else ""
+        config = _settings(self._shared, name, place)
+        # What was left by a process that was killed, or of other data, is replaced; but training
+        # goes on where that can be.
+        config = config.replace(workdir=str(own), overwrite=True)
+        method = {KNN: extract, PROBE: extract, DISTILLED: distill}.get(name, finetune)
+        try:
+            method.run(config, own, Console(quiet=True), self._shared.data.source)
+        except UserError as error:
+            if name not in (SCRATCH, DISTILLED):
+                raise
+            shutil.rmtree(own, ignore_errors=True)
+            self.left_out.append(f"{name} is left out: {error}")
+            self._console.lines(self.left_out[-1:])
+            return False
+        return True
+
+    def _is_done(self, name: str, own: Path) -> bool:
+        """Whether a finished run is there, of these data and this backbone."""
         if not (own / workdir.RESULTS).is_file():
-            console.lines([f"{name}: {_MEANINGS[name]}"])
-            config = config.replace(workdir=str(own))
-            runs.get(name, finetune.run)(config, own, Console(quiet=True), shared.data.source)
-        before = 0.0
+            return False
+        of = _results(own)["fingerprints"]
+        same = name in (SCRATCH, DISTILLED) or of["backbone"] == self._shared.backbone.fingerprint
+        return same and of["data"] == self._shared.data.source.fingerprint
+
+    def _read(self, name: str, own: Path, teacher: str) -> _Found:
+        results = _results(own)
+        seconds = results["timings"].get("features", 0.0) + results["timings"].get("head", 0.0)
+        # Those of phases, which count what a process that was killed has taken.
+        seconds += sum(
+            each["seconds"] for each in results["phases"] if not each["name"].endswith(ALONE)
+        )
         if name == DISTILLED:
-            before = found[teacher].seconds
-        elif name in (PROBE, LP_FT, GRADUAL):  # They stand on features that the first computed.
-            before = _results(folder / KNN)["timings"]["features"]
-        found[name] = _read(own, before)
-        console.lines([rung_line(name, _scores(shared, found[name], "validation"))])
-    return found
+            seconds += self.found[teacher].seconds
+        elif name not in (KNN, SCRATCH) and self._shared.config.mix == "none":
+            # They stand on features that the first has computed.
+            seconds += _results(self._folder / KNN)["timings"]["features"]
+        told = read_predictions(own / workdir.PREDICTIONS)
+        return _Found(own, told, seconds, ExportCheck(**results["export"]).passed)
 
 
 def _results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / workdir.RESULTS).read_text(encoding="utf-8"))
-
-
-def _read(folder: Path, before: float) -> _Found:
-    """Reads what a run left; `before` are seconds of others that it stands on."""
-    results = _results(folder)
-    seconds = sum(results["timings"].get(part, 0.0) for part in _TRAINING)
-    told = read_predictions(folder / workdir.PREDICTIONS)
-    return _Found(folder, told, before + seconds, ExportCheck(**results["export"]).passed)
 
 
 def _scores(shared: Opened, found: _Found, part: str) -> ModelScores:
@@ -256,7 +304,7 @@ def _examples(shared: Opened, found: Mapping[str, _Found], part: str) -> dict[st
     }
 
 
-def _ladder(shared: Opened, found: Mapping[str, _Found]) -> Ladder:
+def _ladder(shared: Opened, found: Mapping[str, _Found], left_out: Sequence[str]) -> Ladder:
     higher = shared.task.kind != REGRESSION
     validation, test = (_examples(shared, found, part) for part in ("validation", "test"))
     beaten_by = beaten(validation, higher)
@@ -290,17 +338,20 @@ def _ladder(shared: Opened, found: Mapping[str, _Found]) -> Ladder:
     return Ladder(
         metric=HEADLINE[type(rungs[0].test)],
         rungs=tuple(rungs),
-        recommended=sufficient({name: each.seconds for name, each in found.items()}, beaten_by),
+        recommended=_recommended(shared, found, beaten_by),
         pretraining=worth,
-        notes=_notes(shared, found),
+        notes=tuple(left_out),
     )
 
 
-def _notes(shared: Opened, found: Mapping[str, _Found]) -> tuple[str, ...]:
+def _recommended(
+    shared: Opened, found: Mapping[str, _Found], beaten_by: Mapping[str, tuple[str, ...]]
+) -> str:
+    """Names the rung that suffices; empty where none is better than chance."""
     told = [each.told["validation"] for each in found.values()]
-    if any(better_than_chance(each.outputs, each.y, shared.task) for each in told):
-        return ()
-    return ("no rung is better than chance on validation, so that none can be recommended",)
+    if not any(better_than_chance(each.outputs, each.y, shared.task) for each in told):
+        return ""
+    return sufficient({name: each.seconds for name, each in found.items()}, beaten_by)
 
 
 def _cost(shared: Opened, folder: Path) -> ModelCost:

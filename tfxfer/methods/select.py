@@ -68,6 +68,9 @@ _USUAL = {
     TEXT: "words, bag, transformer",
     "": "glyphs, tiny, keras:MobileNetV2(alpha=0.35, weights=none)",
 }
+_PLANS = ("lp_ft", "full", "head")
+"""Those that have one phase that is trained, so that epochs are those of the budget."""
+
 _OF_ONE = ("value_range", "image_size", "stages")
 """Settings that a spec among several may hold, as options."""
 
@@ -94,10 +97,15 @@ def run(
     """
     source = source or configured_source(config)
     names = _names(config, source)
+    if config.given(("plan",)) and config.plan not in _PLANS:
+        raise UserError(
+            f"--plan={config.plan} has phases of its own, and --budget is of epochs",
+            f"Choose {', '.join(_PLANS)}, or leave it out.",
+        )
     rounds = halving(len(names), config.budget) if config.budget else ()
     given, config = config, _with_fewer(_of_each(config, source), source)
     with naming_bad_examples(config, source):
-        shared = opened(_for_one(config, names[0]), source)
+        shared = _with_fewer_judges(opened(_for_one(config, names[0]), source))
         check_one_machine(shared)
         check_devices(shared)
         console.lines(start_lines(given, shared.data, names, rounds))
@@ -149,10 +157,24 @@ def _of_each(config: RunConfig, source: DataSource) -> RunConfig:
 
 def _with_fewer(config: RunConfig, source: DataSource) -> RunConfig:
     """Draws training examples where there are more than it takes to choose a backbone."""
-    there = source.info.examples.get("train", max(source.info.examples.values()))
-    if config.max_examples or config.shots or there <= _EXAMPLES:
+    task, examples = source.info.task, source.info.examples
+    enough = max(_EXAMPLES, 2 * task.units if task.kind == SINGLE_LABEL else 0)
+    there = examples.get("train", max(examples.values()))
+    if config.max_examples or config.shots or there <= enough:
         return config
-    return config.replace(max_examples=_EXAMPLES)
+    return config.replace(max_examples=enough)
+
+
+def _with_fewer_judges(shared: Opened) -> Opened:
+    """Draws validation examples, which every backbone is run on too, to as many as of train."""
+    (splits, *_) = shared.data.splits
+    part, most = splits.validation, splits.train.examples
+    if part.examples <= most:
+        return shared
+    rows = np.random.default_rng(shared.config.seed).permutation(part.examples)[:most]
+    few = part.pick(rows, f"{most} of {part.origin}")
+    data = replace(shared.data, splits=(replace(splits, validation=few),))
+    return replace(shared, data=data)
 
 
 def _for_one(config: RunConfig, name: str) -> RunConfig:
@@ -164,6 +186,7 @@ def _for_one(config: RunConfig, name: str) -> RunConfig:
         backbone=spec.without(_OF_ONE).text,
         **own,
         bn="train" if drawn else config.bn,
+        views=0 if drawn else config.views,  # With that, features are new in every epoch.
         # What random weights make of inputs need not look as the check wants it.
         self_check=config.self_check and not drawn,
     )
@@ -204,7 +227,7 @@ class _Selecting:
             found[name] = _measure(shared)
             self._say(name, found[name])
         candidates = self._ranked(found)
-        candidates, best = self._fine_tuned(candidates, found)
+        candidates, compared, best = self._fine_tuned(candidates, found)
         tuned = [each for each in candidates if each.fine_tuned]
         metric = HEADLINE[type(tuned[0].fine_tuned[0].validation)] if tuned else self._metric
         reached = [getattr(each.fine_tuned[0].validation, metric) for each in tuned]
@@ -216,6 +239,7 @@ class _Selecting:
             candidates=tuple(candidates),
             correlations=correlations(tuned, reached, self._higher) if len(tuned) > 1 else {},
             correlated=len(tuned) if len(tuned) > 1 else 0,
+            compared=compared,
             best=best,
         )
         source = self._shared.data.source
@@ -274,17 +298,30 @@ class _Selecting:
 
     def _fine_tuned(
         self, candidates: list[Candidate], found: dict[str, _Measured]
-    ) -> tuple[list[Candidate], tuple[str, ...]]:
-        """Runs the rounds; returns the candidates with what they reached, and the best."""
+    ) -> tuple[list[Candidate], tuple[str, ...], tuple[str, ...]]:
+        """Runs the rounds.
+
+        Returns:
+            The candidates with what they reached; those of the last round; the best of these.
+        """
         by_name = {each.name: each for each in candidates}
         running = [each.name for each in candidates]
         last = {name: found[name].told.probe for name in running}
         for number, each in enumerate(self._rounds, start=1):
             last = {}
             for name in running[: each.candidates]:
-                tuned, last[name] = self._fine_tune(name, number, each.epochs)
+                try:
+                    tuned, last[name] = self._fine_tune(name, number, each.epochs)
+                except UserError as error:  # Such as a loss that is not finite.
+                    self._console.lines([f"round {number}, {name} left out: {error}"])
+                    continue
                 of = by_name[name]
                 by_name[name] = replace(of, fine_tuned=(*of.fine_tuned, tuned))
+            if not last:
+                raise UserError(
+                    "Backbones must be fit to be fine-tuned, and none of them was",
+                    "Give a smaller --learning_rate, or leave --budget out.",
+                )
             running = sorted(last, key=lambda name: self._standing(by_name[name]))
         best = [
             name
@@ -295,7 +332,7 @@ class _Selecting:
         # Times that differ by less are the same.
         slow = {name for name in best if by_name[name].cost.latency_ms > _AS_FAST * fastest}
         best.sort(key=lambda name: (name in slow, self._loss(last[name].mean())))
-        return [by_name[each.name] for each in candidates], tuple(best)
+        return [by_name[each.name] for each in candidates], tuple(last), tuple(best)
 
     def _standing(self, candidate: Candidate) -> tuple[float, float]:
         validation = candidate.fine_tuned[-1].validation
@@ -303,12 +340,11 @@ class _Selecting:
 
     def _fine_tune(self, name: str, number: int, epochs: int) -> tuple[FineTuned, np.ndarray]:
         """Fine-tunes a backbone from its pretrained weights; validation chooses the epoch."""
-        watch = Stopwatch()
+        watch, config = Stopwatch(), _for_one(self._config, name)
+        plan = config.plan if config.given(("plan",)) else _PLANS[0]
+        config = config.replace(epochs=epochs, plan=plan)
+        shared = with_recipe(with_backbone(self._shared, config))
         with watch("training"), self._shared.timed("fine-tuning"):
-            config = _for_one(self._config, name)
-            plan = config.plan if config.given(("plan",)) else "lp_ft"
-            config = config.replace(epochs=epochs, plan=plan)
-            shared = with_recipe(with_backbone(self._shared, config))
             outputs, y = _trained(shared)
         evaluation = score(shared.task, outputs, y)
         metric = HEADLINE[type(evaluation)]
@@ -338,7 +374,8 @@ def _measure(shared: Opened) -> _Measured:
     with watch("scores"), shared.timed("scores"):
         told = told_by(shared.task, x, y, shared.config.seed)
     with shared.timed("costs"):
-        cost = serving_cost(new_model(shared, part), part, shared.backbone.contract.size)
+        plain = replace(shared, config=shared.config.replace(adapt="none"))
+        cost = serving_cost(new_model(plain, part), part, shared.backbone.contract.size)
     seconds = watch.seconds
     return _Measured(
         told, cost, seconds["features"], seconds["scores"], shared.backbone.fingerprint

@@ -96,10 +96,16 @@ def ladder_lines(ladder: Ladder, path: Path) -> Iterator[str]:
         ladder: What was found.
         path: The workdir.
     """
-    chosen = next(each for each in ladder.rungs if each.name == ladder.recommended)
-    test = getattr(chosen.test, ladder.metric)
     why = "the shortest training of those that none beats beyond the 95% interval on validation"
-    yield f"recommended: {chosen.name}, {chosen.meaning}: test {ladder.metric} {test:.4f}; {why}"
+    models = []
+    for each in ladder.rungs:
+        if each.name == ladder.recommended:
+            test = f"test {ladder.metric} {getattr(each.test, ladder.metric):.4f}"
+            yield f"recommended: {each.name}, {each.meaning}: {test}; {why}"
+            place = f"{workdir.RUNGS}/{each.name}/{workdir.SAVED_MODEL}/1"
+            models.append((place, "the recommended model"))
+    if not models:
+        yield "recommended: none, since no rung is better than chance on validation"
     if found := ladder.pretraining:
         low, high = found.interval or (found.difference, found.difference)
         yield (
@@ -109,7 +115,7 @@ def ladder_lines(ladder: Ladder, path: Path) -> Iterator[str]:
     yield from ladder.notes
     yield "one training of each, so that intervals are over examples, not over seeds"
     for name, meaning in (
-        (f"{workdir.RUNGS}/{chosen.name}/{workdir.SAVED_MODEL}/1", "the recommended model"),
+        *models,
         (workdir.RUNGS, "the runs of all rungs, each with its model"),
         (workdir.PARETO, f"validation {ladder.metric} against latency"),
         (workdir.RESULTS, "all results"),

@@ -75,13 +75,19 @@ def selection_lines(selection: Selection, path: Path) -> Iterator[str]:
     tuned = any(each.fine_tuned for each in selection.candidates)
     judged = "on validation after the last round" if tuned else "by a linear probe"
     first, *others = selection.best
-    if others:
+    names = [each.name for each in selection.candidates]
+    if len(selection.compared) == 1:
+        yield f"only {first} was in the last round: a larger --budget compares it with others"
+    elif others:
         yield (
             f"tie: {' and '.join(selection.best)} differ by less than the 95% interval, {judged}; "
             f"take {first}, the fastest or about as fast"
         )
     else:
-        yield f"best: {first}, better than the others beyond the 95% interval, {judged}"
+        beaten = " and ".join(name for name in selection.compared if name != first)
+        yield f"best: {first}, better than {beaten} beyond the 95% interval, {judged}"
+    if out := [name for name in names if name not in selection.compared]:
+        yield f"not in the last round, by order and not by an interval: {', '.join(out)}"
     if not tuned:
         yield "nothing was fine-tuned: --budget=EPOCHS says which of these the best really are"
     yield "test examples were not looked at; intervals are over examples, not over trainings"
@@ -126,7 +132,7 @@ def _costs(selection: Selection) -> Table:
 
 
 def _scores(selection: Selection) -> Table:
-    names = list(selection.candidates[0].scores)
+    names = list(dict.fromkeys(name for each in selection.candidates for name in each.scores))
     table = plain_table("backbone", *(_SHORT[name] for name in names if name != PARAMETERS))
     for each in selection.candidates:
         shown = [each.scores.get(name) for name in names if name != PARAMETERS]
