@@ -61,7 +61,7 @@ from tfxfer.transfer import headline_scores
 _EXAMPLES = 2000
 """Training examples that are drawn where neither `--max_examples` nor `--shots` says how many."""
 
-_AS_FAST = 1.2
+_AS_FAST = 1.5
 """Times that are not further apart count as the same."""
 
 _USUAL = {
@@ -331,10 +331,13 @@ class _Selecting:
         fastest = min(by_name[name].cost.latency_ms for name in best)
         # Times that differ by less are the same.
         slow = {name for name in best if by_name[name].cost.latency_ms > _AS_FAST * fastest}
-        best.sort(key=lambda name: (name in slow, self._loss(last[name].mean())))
+        best.sort(key=lambda name: (name in slow, self._standing(by_name[name])))
         return [by_name[each.name] for each in candidates], tuple(last), tuple(best)
 
     def _standing(self, candidate: Candidate) -> tuple[float, float]:
+        """Returns what the better of two backbones has less of."""
+        if not candidate.fine_tuned:
+            return self._loss(candidate.probe.value), 0.0
         validation = candidate.fine_tuned[-1].validation
         return self._loss(getattr(validation, HEADLINE[type(validation)])), validation.loss
 
