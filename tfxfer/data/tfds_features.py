@@ -186,7 +186,7 @@ def _usual_pair(ranked: list[list[Input]]) -> Input | None:
 
 def _unusable(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> UserError:
     features = dict(info.features or {})
-    texts = [key for key, feature in features.items() if _is_text(feature)]
+    texts = sorted(key for key, feature in features.items() if _is_text(feature))
     such_as = "text={},pair={}".format(*texts) if len(texts) > 1 else "image=KEY"
     listed = ", ".join(f"{key} ({type(f).__name__})" for key, f in sorted(features.items()))
     return UserError(

@@ -96,7 +96,7 @@ def with_recipe(shared: Opened) -> Opened:
         train = shared.data.splits[0].train
         found = bert(train.examples, config.batch_size, config.adapt != "none")
         own = set(config.given(list(found)))
-        own |= set(_OF_PLAN) if is_file(config.plan) else set()
+        own |= set(_OF_PLAN) if config.plan != AUTO and is_file(config.plan) else set()
         own |= {"schedule", "warmup"} if config.plan.startswith("fastai") else set()
         config = config.replace(**{k: value for k, value in found.items() if k not in own})
     return replace(shared, config=with_plan(config))
