@@ -7,31 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from tfxfer.backbones.adapters import merge
 from tfxfer.backbones.hub import parsed
 from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import RunConfig
 from tfxfer.costs import ModelCost
 from tfxfer.data.base import TEXT, DataSource
-from tfxfer.data.pipeline import batches
 from tfxfer.errors import UserError
-from tfxfer.evaluate import HEADLINE, predict, score
+from tfxfer.evaluate import score
 from tfxfer.methods.backbone import with_usual
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.opening import Opened, check_one_machine, config_for, opened, with_backbone
 from tfxfer.methods.serving import serving_cost
-from tfxfer.methods.tuner import (
-    check_devices,
-    features_of,
-    is_soft,
-    new_model,
-    plan_of,
-    solve_head,
-    training_batches,
-    training_objective,
-    training_settings,
-    with_recipe,
-)
+from tfxfer.methods.short_tuning import short_tuning
+from tfxfer.methods.tuner import check_devices, features_of, new_model, with_recipe
 from tfxfer.pareto import pareto_front
 from tfxfer.report import workdir
 from tfxfer.report.console import Console
@@ -55,7 +43,6 @@ from tfxfer.selection import (
 from tfxfer.spec import split_specs
 from tfxfer.task import REGRESSION, SINGLE_LABEL
 from tfxfer.timing import Stopwatch
-from tfxfer.training.loop import Data, train
 from tfxfer.transfer import headline_scores
 
 _EXAMPLES = 2000
@@ -229,11 +216,10 @@ class _Selecting:
         candidates = self._ranked(found)
         candidates, compared, best = self._fine_tuned(candidates, found)
         tuned = [each for each in candidates if each.fine_tuned]
-        metric = HEADLINE[type(tuned[0].fine_tuned[0].validation)] if tuned else self._metric
-        reached = [getattr(each.fine_tuned[0].validation, metric) for each in tuned]
+        reached = [getattr(each.fine_tuned[0].validation, self._metric) for each in tuned]
         train = self._shared.data.splits[0].train
         selection = Selection(
-            metric=metric,
+            metric=self._metric,
             examples=train.examples,
             looked_at=found[self._names[0]].told.looked_at,
             candidates=tuple(candidates),
@@ -339,7 +325,7 @@ class _Selecting:
         if not candidate.fine_tuned:
             return self._loss(candidate.probe.value), 0.0
         validation = candidate.fine_tuned[-1].validation
-        return self._loss(getattr(validation, HEADLINE[type(validation)])), validation.loss
+        return self._loss(getattr(validation, self._metric)), validation.loss
 
     def _fine_tune(self, name: str, number: int, epochs: int) -> tuple[FineTuned, np.ndarray]:
         """Fine-tunes a backbone from its pretrained weights; validation chooses the epoch."""
@@ -348,13 +334,13 @@ class _Selecting:
         config = config.replace(epochs=epochs, plan=plan)
         shared = with_recipe(with_backbone(self._shared, config))
         with watch("training"), self._shared.timed("fine-tuning"):
-            outputs, y = _trained(shared)
+            outputs, y = short_tuning(shared)
         evaluation = score(shared.task, outputs, y)
-        metric = HEADLINE[type(evaluation)]
         seconds = watch.seconds["training"]
         self._console.lines(
             [
-                f"round {number}, {name}: validation {metric} {getattr(evaluation, metric):.4f} "
+                f"round {number}, {name}: validation {self._metric} "
+                f"{getattr(evaluation, self._metric):.4f} "
                 f"after at most {epochs} epochs, {seconds:.1f} s"
             ]
         )
@@ -383,27 +369,6 @@ def _measure(shared: Opened) -> _Measured:
     return _Measured(
         told, cost, seconds["features"], seconds["scores"], shared.backbone.fingerprint
     )
-
-
-def _trained(shared: Opened) -> tuple[np.ndarray, np.ndarray]:
-    """Fine-tunes; returns outputs and `y` of the validation examples."""
-    splits, config = shared.data.splits[0], shared.config
-    model = new_model(shared, splits.train)
-
-    def validation(one_hot: bool = False):
-        size = shared.backbone.contract.size
-        return batches(splits.validation, config.batch_size, image_size=size, one_hot=one_hot)
-
-    train(
-        model,
-        plan_of(shared, model).phases,
-        Data(training_batches(shared, splits.train), validation(is_soft(shared))),
-        training_objective(shared, splits.train),
-        settings=training_settings(config),
-        solve_head=lambda model: solve_head(shared, model, splits.train, splits.validation),
-    )
-    merge(shared.backbone)
-    return predict(model, validation())
 
 
 def _draw(selection: Selection, path: Path) -> None:

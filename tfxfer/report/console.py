@@ -22,7 +22,7 @@ from tfxfer.models import FineTuner
 from tfxfer.plan import Phase
 from tfxfer.report import workdir
 from tfxfer.report.card import card_lines, card_table
-from tfxfer.report.data_words import counted, inputs, label_table, part_lines
+from tfxfer.report.data_words import counted, inputs, label_table, opening_lines, part_lines
 from tfxfer.report.plan_table import plan_table
 from tfxfer.report.result import EmbedResult, LrFindResult, Result
 from tfxfer.task import REGRESSION
@@ -65,10 +65,7 @@ class Console:
         device: str,
     ) -> None:
         """Prints what is about to run: data, backbone, plan, device."""
-        self._print(f"tfxfer {config.mode}, seed {config.seed}")
-        self._print(f"data      {data.source.info.name}, {data.source.info.task}")
-        for line in part_lines(data):
-            self._print(f"          {line}")
+        self.lines(opening_lines(config, data))
         self._print(
             f"backbone  {config.backbone}, {backbone.count_params():,} parameters, "
             f"{counted(len(backbone.stages), 'stage')}, "

@@ -5,11 +5,21 @@ from collections.abc import Iterator
 import numpy as np
 from rich.table import Column, Table
 
+from tfxfer.config import RunConfig
 from tfxfer.data.base import TABLE, TEXT, BadExample, DataInfo
 from tfxfer.data.leaks import Leaks
 from tfxfer.data.parts import Part, Splits
 from tfxfer.data.ready import ReadyData
 from tfxfer.task import REGRESSION
+
+
+def opening_lines(config: RunConfig, data: ReadyData) -> Iterator[str]:
+    """Says what begins, and on which data."""
+    info = data.source.info
+    yield f"tfxfer {config.mode}, seed {config.seed}"
+    yield f"data      {info.name}, {info.task}"
+    for line in part_lines(data):
+        yield f"          {line}"
 
 
 def part_lines(data: ReadyData) -> Iterator[str]:

@@ -7,7 +7,7 @@ from tfxfer.config import RunConfig
 from tfxfer.data.parts import Part
 from tfxfer.data.ready import ReadyData
 from tfxfer.evaluate import HEADLINE, AnyEvaluation
-from tfxfer.report.data_words import counted, part_lines
+from tfxfer.report.data_words import counted, opening_lines
 
 
 def start_lines(
@@ -32,10 +32,7 @@ def start_lines(
         epochs: Of each student.
         device: In words.
     """
-    yield f"tfxfer {config.mode}, seed {config.seed}"
-    yield f"data      {data.source.info.name}, {data.source.info.task}"
-    for line in part_lines(data):
-        yield f"          {line}"
+    yield from opening_lines(config, data)
     if rest is not None:
         yield f"          without labels: {rest.examples} examples, {rest.origin}"
     yield f"teacher   {config.teacher or f'{config.backbone}, to be fine-tuned first'}"

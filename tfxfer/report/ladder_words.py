@@ -11,7 +11,7 @@ from tfxfer.evaluate import HEADLINE
 from tfxfer.ladder import HELPS, NEGATIVE, NOTHING, Ladder, Rung
 from tfxfer.report import workdir
 from tfxfer.report.cost_columns import COST_CAPTION, COST_COLUMNS, cost_cells, plain_table
-from tfxfer.report.data_words import counted, part_lines
+from tfxfer.report.data_words import counted, opening_lines
 from tfxfer.transfer import ModelScores
 
 _WORTH = {
@@ -29,11 +29,7 @@ def start_lines(config: RunConfig, data: ReadyData, rungs: Mapping[str, str]) ->
         data: The data.
         rungs: What each is, in words, by name.
     """
-    info = data.source.info
-    yield f"tfxfer {config.mode}, seed {config.seed}"
-    yield f"data      {info.name}, {info.task}"
-    for line in part_lines(data):
-        yield f"          {line}"
+    yield from opening_lines(config, data)
     yield f"backbone  {config.backbone}"
     for number, (name, meaning) in enumerate(rungs.items()):
         yield f"{'' if number else 'rungs':10}{name}: {meaning}"

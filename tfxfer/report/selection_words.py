@@ -10,7 +10,7 @@ from tfxfer.data.ready import ReadyData
 from tfxfer.evaluate import HEADLINE
 from tfxfer.report import workdir
 from tfxfer.report.cost_columns import COST_CAPTION, COST_COLUMNS, cost_cells, plain_table
-from tfxfer.report.data_words import counted, part_lines
+from tfxfer.report.data_words import counted, opening_lines
 from tfxfer.selection import KNN, PARAMETERS, PROBE, Candidate, Figure, Round, Selection
 
 _SHORT = {
@@ -40,11 +40,7 @@ def start_lines(
         names: The backbones.
         rounds: Of successive halving; none without a budget.
     """
-    info = data.source.info
-    yield f"tfxfer {config.mode}, seed {config.seed}"
-    yield f"data      {info.name}, {info.task}"
-    for line in part_lines(data):
-        yield f"          {line}"
+    yield from opening_lines(config, data)
     for number, name in enumerate(names):
         yield f"{'' if number else 'backbones':10}{name}"
     for number, each in enumerate(rounds, start=1):
