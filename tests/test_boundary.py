@@ -13,7 +13,7 @@ from tests.conftest import moved, small_network, values
 from tfxfer.backbones import load_backbone
 from tfxfer.backbones.boundary import Boundary, find_boundary
 from tfxfer.cache import Cache
-from tfxfer.data import pipeline
+from tfxfer.data import epoch
 from tfxfer.data.arrays import open_arrays
 from tfxfer.data.parts import Part, Splits
 from tfxfer.data.pipeline import batches, train_batches
@@ -480,7 +480,7 @@ def test_a_solved_head_is_validated_on_the_features_that_solved_it(parts, cache)
 
 @pytest.mark.parametrize("balance", ["none", "sampling", "class_weights"])
 def test_features_come_in_the_order_of_the_images(parts, cache, monkeypatch, balance):
-    monkeypatch.setattr(pipeline, "_SHUFFLE_BYTES", 12_000)  # Less than the images take.
+    monkeypatch.setattr(epoch, "_SHUFFLE_BYTES", 12_000)  # Less than the images take.
     part, _ = parts
     backbone = load_backbone(small_network())
     features = extract(backbone, part, cache)

@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.data.base import TABLE, DataInfo, DataSource
+from tfxfer.data.epoch import TrainBatches
 from tfxfer.data.parts import Part
-from tfxfer.data.pipeline import TrainBatches, batches, train_batches
+from tfxfer.data.pipeline import batches, train_batches
 from tfxfer.features import Features
 
 _BLOCK = 256  # Examples handed to TensorFlow at a time.
