@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -82,6 +83,24 @@ def test_other_tasks_have_figures_of_their_own(kind, metric, tmp_path):
     for each in result.selection.candidates:
         assert set(each.scores) == {"logme", "parameters"}
         assert getattr(each.fine_tuned[0].validation, metric) >= 0
+
+
+def test_a_backbone_whose_training_fails_is_left_out_and_named(tmp_path, capsys):
+    image = keras.Input((24, 24, 1))
+    # The slope of a square root is infinite where a ReLU gives 0.
+    x = keras.ops.sqrt(keras.layers.Conv2D(8, 5, activation="relu")(image))
+    path = tmp_path / "steep.keras"
+    keras.Model(image, keras.layers.GlobalAveragePooling2D()(x)).save(path)
+    backbones = f"tiny, {path}"
+    result = select(gratings(), tmp_path, backbones=backbones, budget=2, scan=False, plan="full")
+    assert result.selection.best == ("tiny",)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["selection"]["candidates"]
+    failed = {each["name"]: each["failed"] for each in found}
+    assert failed["tiny"] == ""
+    assert "finite" in failed[str(path)]
+    said = capsys.readouterr().out
+    assert "steep.keras failed in round 1: " in said
+    assert "only tiny could be fine-tuned" in said
 
 
 def test_texts(tmp_path):

@@ -99,6 +99,8 @@ class Candidate:
         feature_seconds: Wall time of its features, or of finding them in the cache.
         score_seconds: Wall time of all scores.
         fine_tuned: The rounds that it was in, in order.
+        failed: Why the round after these gave nothing, such as a loss that is not finite; empty if
+            none failed.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Candidate:
     feature_seconds: float
     score_seconds: float
     fine_tuned: tuple[FineTuned, ...] = ()
+    failed: str = ""
 
 
 @dataclass(frozen=True)

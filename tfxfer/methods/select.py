@@ -299,7 +299,8 @@ class _Selecting:
                 try:
                     tuned, last[name] = self._fine_tune(name, number, each.epochs)
                 except UserError as error:  # Such as a loss that is not finite.
-                    self._console.lines([f"round {number}, {name} left out: {error}"])
+                    self._console.lines([f"round {number}, {name} failed: {error}"])
+                    by_name[name] = replace(by_name[name], failed=str(error))
                     continue
                 of = by_name[name]
                 by_name[name] = replace(of, fine_tuned=(*of.fine_tuned, tuned))

@@ -71,8 +71,10 @@ def selection_lines(selection: Selection, path: Path) -> Iterator[str]:
     tuned = any(each.fine_tuned for each in selection.candidates)
     judged = "on validation after the last round" if tuned else "by a linear probe"
     first, *others = selection.best
-    names = [each.name for each in selection.candidates]
-    if len(selection.compared) == 1:
+    names = [each.name for each in selection.candidates if not each.failed]
+    if names == [first]:
+        yield f"only {first} could be fine-tuned"
+    elif len(selection.compared) == 1:
         yield f"only {first} was in the last round: a larger --budget compares it with others"
     elif others:
         yield (
@@ -82,6 +84,9 @@ def selection_lines(selection: Selection, path: Path) -> Iterator[str]:
     else:
         beaten = " and ".join(name for name in selection.compared if name != first)
         yield f"best: {first}, better than {beaten} beyond the 95% interval, {judged}"
+    for each in selection.candidates:
+        if each.failed:
+            yield f"{each.name} failed in round {len(each.fine_tuned) + 1}: {each.failed}"
     if out := [name for name in names if name not in selection.compared]:
         yield f"not in the last round, by order and not by an interval: {', '.join(out)}"
     if not tuned:
@@ -96,7 +101,7 @@ def selection_lines(selection: Selection, path: Path) -> Iterator[str]:
 
 
 def _quality(selection: Selection) -> Table:
-    rounds = max((len(each.fine_tuned) for each in selection.candidates), default=0)
+    rounds = max(len(each.fine_tuned) + bool(each.failed) for each in selection.candidates)
     tuned = [f"round {number}" for number in range(1, rounds + 1)]
     table = plain_table("backbone", "rank", f"kNN {selection.metric}", "linear probe", *tuned)
     for each in selection.candidates:
@@ -116,7 +121,8 @@ def _figure(figure: Figure) -> str:
 
 def _reached(candidate: Candidate, rounds: int) -> list[str]:
     values = [getattr(e.validation, HEADLINE[type(e.validation)]) for e in candidate.fine_tuned]
-    return [*(f"{value:.4f}" for value in values), *[""] * (rounds - len(values))]
+    cells = [*(f"{value:.4f}" for value in values), *(["failed"] if candidate.failed else [])]
+    return cells + [""] * (rounds - len(cells))
 
 
 def _costs(selection: Selection) -> Table:
