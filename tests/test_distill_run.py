@@ -310,7 +310,7 @@ def test_losses_of_numbers_count_in_their_deviations():
     y = np.random.default_rng(0).normal(0, 1000.0, (50, 1)).astype(np.float32)
     (term,) = losses_for("auto", Task(REGRESSION, ("metres",)), y)
     value = term.function(tf.constant(y), tf.zeros_like(y))
-    assert term.weight == 0.9
+    assert (term.weight, str(term)) == (0.9, "0.9*logit_mse")
     np.testing.assert_allclose(tf.reduce_mean(value), np.mean(y**2) / np.var(y), rtol=1e-5)
 
 

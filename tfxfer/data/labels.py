@@ -30,6 +30,18 @@ class Labels:
     bad: Reasons
 
 
+def no_labels(task: Task, examples: int) -> np.ndarray:
+    """Returns the `y` of examples whose labels are not known: -1 for a class, NaN else.
+
+    Args:
+        task: What the labels would be.
+        examples: How many.
+    """
+    if task.kind == SINGLE_LABEL:
+        return np.full(examples, -1, np.int64)
+    return np.full((examples, task.units), np.nan, np.float32)
+
+
 def check_task(task: str) -> None:
     """Checks that a task is one of `KINDS` or empty.
 

@@ -12,8 +12,9 @@ from tfxfer.data.base import IMAGE, DataInfo, DataSource
 from tfxfer.data.folder import images_in, shown
 from tfxfer.data.images import Header, common_shape, decode_image_file, hash_files, read_headers
 from tfxfer.data.kinds import FOLDER, check_path
+from tfxfer.data.labels import no_labels
 from tfxfer.errors import UserError
-from tfxfer.task import SINGLE_LABEL, Task
+from tfxfer.task import Task
 
 
 class LooseImages(DataSource):
@@ -44,11 +45,7 @@ class LooseImages(DataSource):
                 "Name a folder of .jpg, .png, .gif or .bmp files.",
             )
         count = len(self._files)
-        self._labels = (
-            np.full(count, -1, np.int64)
-            if task.kind == SINGLE_LABEL
-            else np.full((count, task.units), np.nan, np.float32)
-        )
+        self._labels = no_labels(task, count)
         self.info = DataInfo(
             name=f"{FOLDER}:{shown(self._root.name)}",
             task=task,

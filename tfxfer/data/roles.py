@@ -27,7 +27,7 @@ class Roles:
         inputs: `image` or `text`.
         columns: Of the input; several texts are joined.
         pair: Of the second text of a pair, likewise; empty if there is none.
-        labels: Of what is to be learned.
+        labels: Of what is to be learned; none if nobody looks at them.
         named: Whether a label is the name of a class, or several, not a value for each.
         task: Its kind; empty if the labels say it.
         separator: Of several classes in a cell; empty if there are none.
@@ -58,7 +58,13 @@ class Roles:
 
 
 def find_roles(
-    file: RecordFile, options: Mapping[str, str], task: str, group: str, name: str
+    file: RecordFile,
+    options: Mapping[str, str],
+    task: str,
+    group: str,
+    name: str,
+    *,
+    labelled: bool = True,
 ) -> Roles:
     """Finds the columns by the options, and by usual names.
 
@@ -68,6 +74,7 @@ def find_roles(
         task: One of `task.KINDS`, or empty.
         group: The column that keeps rows together, or empty.
         name: Of the table, for errors.
+        labelled: Whether labels are looked at; else their columns need not be there.
 
     Raises:
         UserError: If there are no such columns, or the options contradict each other.
@@ -111,11 +118,12 @@ def find_roles(
             f"Say text=COLUMN or image=COLUMN. {file.advice()}",
         )
     labels = labels or _usual(file.columns, "label", (*columns, *pair, split, group))[:1]
-    if not labels:
+    if not labels and labelled:
         raise UserError(
             f"{name} must have a column of labels with a usual name, and has none",
             f"Say label=COLUMN, labels='a;b' or target=COLUMN. {file.advice()}",
         )
+    labels = labels if labelled else ()
     named = key in ("", "label") or bool(separator)
     return Roles(inputs, columns, pair, labels, named, task or kind, separator, split, group)
 

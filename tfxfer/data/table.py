@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfxfer.data.base import IMAGE, BadExample, DataInfo, DataSource
 from tfxfer.data.blocks import Block, from_blocks
 from tfxfer.data.images import Header, common_shape, decode_image_file, hash_files, read_headers
-from tfxfer.data.labels import Labels, cell_labels, check_usable, list_bad
+from tfxfer.data.labels import Labels, cell_labels, check_usable, list_bad, no_labels
 from tfxfer.data.records import Record, RecordFile, encodable
 from tfxfer.data.roles import Roles, find_roles, listed
 from tfxfer.data.split_names import SPLIT_NAMES, split_named
@@ -35,7 +35,9 @@ _FIX = (
 )
 
 
-def open_table(spec: Spec, *, task: str = "", group_column: str = "") -> "TableSource":
+def open_table(
+    spec: Spec, *, task: str = "", group_column: str = "", unlabelled: Task | None = None
+) -> "TableSource":
     """Opens `csv:PATH`, `tsv:PATH` or `jsonl:PATH`; `RecordFile` says how they are read.
 
     Args:
@@ -54,6 +56,8 @@ def open_table(spec: Spec, *, task: str = "", group_column: str = "") -> "TableS
         task: `single_label`, `multi_label` or `regression`. If empty, what the options say; a
             `label` of numbers is a class if all are whole, else a target.
         group_column: A column whose value keeps examples together.
+        unlabelled: What the labels would be, if nobody is to look at them: the table need not have
+            any then, and `y` is -1, or NaN, for each row.
 
     Returns:
         The table. `bad` lists the lines that cannot be used, such as those with an empty text, and
@@ -65,7 +69,7 @@ def open_table(spec: Spec, *, task: str = "", group_column: str = "") -> "TableS
     spec.only(_OPTIONS)
     kind, _, path = spec.name.partition(":")
     options = {key: _option_text(spec, key) for key in spec.options}
-    return TableSource(kind, Path(path).expanduser(), options, task, group_column)
+    return TableSource(kind, Path(path).expanduser(), options, task, group_column, unlabelled)
 
 
 class TableSource(DataSource):
@@ -80,15 +84,24 @@ class TableSource(DataSource):
         options: By key, strings.
         task: Empty or one of `KINDS`.
         group_column: Empty or a column.
+        unlabelled: What the labels would be, if nobody is to look at them.
     """
 
     def __init__(
-        self, kind: str, path: Path, options: Mapping[str, str], task: str, group_column: str
+        self,
+        kind: str,
+        path: Path,
+        options: Mapping[str, str],
+        task: str,
+        group_column: str,
+        unlabelled: Task | None = None,
     ):
         name = f"{kind}:{path.name}"
         self._files = _open_files(kind, path, options, name)
         self._names = _short_names(self._files, name)
-        self._roles = find_roles(self._files["train"], options, task, group_column, name)
+        self._roles = find_roles(
+            self._files["train"], options, task, group_column, name, labelled=unlabelled is None
+        )
         scan = _Scan(self._roles)
         for split, file in self._files.items():
             file.check_columns(self._roles.used)
@@ -101,14 +114,15 @@ class TableSource(DataSource):
         if self._roles.inputs == IMAGE:
             root = Path(options.get("root", path.parent)).expanduser().absolute()
             headers = _find_images(self._rows, root)
-        labels = _labels(scan, self._roles)
+        labels = _none(scan, unlabelled) if unlabelled else _labels(scan, self._roles)
         self._labels = labels.y
         of_lines = {split: rows.bad for split, rows in self._rows.items()}
         self.bad = (*scan.lost, *list_bad(self.where, of_lines, labels.bad))
-        check_usable(name, labels.task, labels.y["train"], self.bad, _FIX)
+        if not unlabelled:
+            check_usable(name, labels.task, labels.y["train"], self.bad, _FIX)
         self.info = DataInfo(
             name=name,
-            task=_renamed(labels.task, listed(options.get("names", "")), name),
+            task=unlabelled or _renamed(labels.task, listed(options.get("names", "")), name),
             inputs=self._roles.inputs,
             shape=common_shape(headers) if headers else (2,) if self._roles.pair else (),
             examples={split: len(rows.lines) for split, rows in self._rows.items()},
@@ -118,6 +132,8 @@ class TableSource(DataSource):
         self.raw_bytes = 200 if headers else max(1, size // count)
         said = sorted((key, value) for key, value in options.items() if key not in _PLACES)
         digest = hashlib.sha256(repr((kind, said, labels.task, group_column)).encode())
+        if unlabelled:
+            digest.update(b"without labels")
         for split, file in self._files.items():
             with file.path.open("rb") as opened:
                 digest.update(f"{split} {self._names[split]} ".encode())
@@ -300,6 +316,11 @@ def _labels(scan: _Scan, roles: Roles) -> Labels:
         named=roles.named,
         separator=roles.separator,
     )
+
+
+def _none(scan: _Scan, task: Task) -> Labels:
+    y = {split: no_labels(task, len(rows.lines)) for split, rows in scan.rows.items()}
+    return Labels(task, y, {split: {} for split in y})
 
 
 def _renamed(task: Task, names: tuple[str, ...], name: str) -> Task:

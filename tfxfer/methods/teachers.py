@@ -5,8 +5,10 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfxfer.backbones import Backbone
 from tfxfer.backbones.hub import parsed
@@ -83,7 +85,8 @@ def load_teacher(spec: str, task: Task, *, trusted: bool = False) -> Teacher:
             Options stand in parentheses. Where a teacher does not tell by itself: `outputs=logits`,
             `softmax` or `sigmoid`; `labels=FILE`, a text file with the names of the outputs, one a
             line, in their order; `image_size=96`; `value_range="-1,1"`. A Keras file that runs code
-            takes `safe_mode=false`.
+            takes `safe_mode=false`. One output for two classes is the logit or the probability of
+            the second of them.
         task: What the student is to learn. Its classes are found by their names; those of a
             teacher that tells no names must be as many, in the same order.
         trusted: Whether a Keras file may run code without `safe_mode=false`, as one may that this
@@ -107,9 +110,25 @@ def load_teacher(spec: str, task: Task, *, trusted: bool = False) -> Teacher:
             "Choose another teacher.",
         )
     names = _names_in(told["labels"]) if "labels" in told else found.names
-    columns = _columns(spec, found.units, names, task)
+    one_output = found.units == 1 and task.kind == SINGLE_LABEL and task.units == 2
+    columns = _columns(spec, 2 if one_output else found.units, names, task)
     outputs = _outputs(spec, told.get("outputs", ""), task) or found.outputs
-    return Teacher(found.model, outputs, columns, name=f"teacher {spec!r}")
+    kind = _OneOutput if one_output else Teacher
+    return kind(found.model, outputs, columns, name=f"teacher {spec!r}")
+
+
+class _OneOutput(Teacher):
+    """A teacher of two classes with one output, which is for the second of them."""
+
+    def __init__(self, model: Any, outputs: str, order: tuple[int, ...] | None, name: str):
+        super().__init__(model, outputs, name=name)
+        self.units, self.order = 2, order
+
+    def logits(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Makes two logits of one, `z`: the softmax of 0 and `z` is its sigmoid."""
+        z = super().logits(outputs)
+        both = tf.concat([tf.zeros_like(z), z], axis=-1)
+        return both if self.order is None else tf.gather(both, self.order, axis=-1)
 
 
 def _outputs(spec: str, given: str, task: Task) -> str:
@@ -190,13 +209,14 @@ def _described(teacher: Teacher) -> dict[str, str]:
     if not isinstance(backbone, Backbone):
         raise ValueError(f"Expected a teacher on a backbone, received {model!r}.")
     head = _layers(model.head) if isinstance(model, BackboneModel) else ""
+    columns = teacher.order if isinstance(teacher, _OneOutput) else teacher.columns
     return {
         "graph": hashlib.sha256(f"{backbone.fingerprint}\n{head}".encode()).hexdigest(),
         "weights": weights_digest(model),
         "images": f"{backbone.contract!r}, then {backbone.preprocessing or 'nothing'}",
         "precision": backbone.dtype_policy.name,
         "outputs": teacher.outputs,
-        "columns": "all" if teacher.columns is None else str(teacher.columns),
+        "columns": "all" if columns is None else str(columns),
     }
 
 

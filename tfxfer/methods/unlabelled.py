@@ -1,20 +1,26 @@
 """Examples to learn from without their labels: `--unlabeled`."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from tfxfer.config import RunConfig
-from tfxfer.data.base import DataSource
+from tfxfer.data.base import IMAGE, DataInfo, DataSource
 from tfxfer.data.conformed import Conformed
-from tfxfer.data.kinds import FOLDER, kind_of
+from tfxfer.data.kinds import FOLDER, TABLES, kind_of
 from tfxfer.data.loose_images import LooseImages
-from tfxfer.data.parts import Part
+from tfxfer.data.parts import Part, Splits
 from tfxfer.data.rest import rest_of
 from tfxfer.data.scan import duplicate_distance, near_duplicates, scan, stop_for_bad
 from tfxfer.data.sources import open_dataset
 from tfxfer.data.splits import TRAIN
+from tfxfer.data.table import open_table
 from tfxfer.errors import UserError
+from tfxfer.methods.data import looked_at
 from tfxfer.methods.opening import Opened
+from tfxfer.report.data_words import inputs
 from tfxfer.spec import parse_spec
+from tfxfer.task import Task
 
 
 def unlabelled_part(config: RunConfig, shared: Opened) -> Part | None:
@@ -25,8 +31,8 @@ def unlabelled_part(config: RunConfig, shared: Opened) -> Part | None:
         shared: The data that have labels.
 
     Returns:
-        The examples, images in the shape of the labelled ones, and none that stands almost alike
-        in validation or test; `None` if there are to be none.
+        The examples, images in the shape of the labelled ones; unless `scan` is off, none that
+        stands almost alike in validation or test. `None` if there are to be none.
 
     Raises:
         UserError: If they cannot be used.
@@ -39,47 +45,72 @@ def unlabelled_part(config: RunConfig, shared: Opened) -> Part | None:
             f"--batch_size={config.batch_size} must have room for labelled and unlabelled examples",
             "Give a larger one.",
         )
+    _, known = looked_at(config, data.source)  # Kept, of the look at the labelled ones.
     if config.unlabeled == "rest":
-        return rest_of(data.drawn_from[0], [data.splits[0].train])
-    spec = parse_spec(config.unlabeled)
-    if kind_of(spec) == FOLDER:  # Whatever folders the images are in.
-        spec.only(())
-        folder = spec.name.removeprefix(f"{FOLDER}:")
-        other: DataSource = LooseImages(folder, shared.task, config.skip_bad)
+        part, hashes = rest_of(data.drawn_from[0], [data.splits[0].train]), known
     else:
-        other = open_dataset(config.unlabeled, config.data_dir, download=config.download)
-        stop_for_bad(other.bad, config.skip_bad)
-    if other.info.inputs != data.source.info.inputs:
+        part, hashes = _elsewhere(config, shared)
+    if config.scan:
+        part = part.keep(~_held_out(hashes[part.split][part.rows], known, data.splits[0]))
+    if not part.examples:
         raise UserError(
-            f"--unlabeled must hold {data.source.info.inputs} inputs, and {other.info.name} holds "
-            f"{other.info.inputs}",
-            "Choose another dataset.",
-        )
-    if other.info.shape != data.source.info.shape:
-        other = Conformed(other, data.source.info.shape)
-    examples = other.info.examples
-    split = TRAIN if examples.get(TRAIN) else max(examples, key=lambda name: examples[name])
-    found = scan(other, [split], shared.cache)
-    stop_for_bad(found.bad, config.skip_bad)
-    usable = np.ones(examples[split], bool)
-    usable[[each.row for each in (*other.bad, *found.bad) if each.split == split]] = False
-    usable &= ~_held_out(found.hashes[split], shared)
-    if not usable.any():
-        raise UserError(
-            f"--unlabeled={config.unlabeled} must hold images that validation and test do not, and "
-            "holds none",
+            f"--unlabeled={config.unlabeled} must hold examples that validation and test do not, "
+            "and holds none",
             "Choose another dataset, or rest with --shots or --max_examples.",
         )
-    return Part(other, split, np.flatnonzero(usable), f"{other.info.name} {split}")
+    return part
 
 
-def _held_out(hashes: np.ndarray, shared: Opened) -> np.ndarray:
+def _elsewhere(config: RunConfig, shared: Opened) -> tuple[Part, Mapping[str, np.ndarray]]:
+    """Returns the usable examples of another dataset, and hashes by split, if they are scanned."""
+    info, other = shared.data.source.info, _opened(config, shared.task)
+    stop_for_bad(other.bad, config.skip_bad)
+    if not _fits(other.info, info):
+        raise UserError(
+            f"--unlabeled must hold {inputs(info)}, and {other.info.name} holds "
+            f"{inputs(other.info)}",
+            "Choose another dataset, or other columns.",
+        )
+    if other.info.shape != info.shape:
+        other = Conformed(other, info.shape)
+    examples, bad, hashes = other.info.examples, other.bad, {}
+    split = TRAIN if examples.get(TRAIN) else max(examples, key=lambda name: examples[name])
+    if config.scan:
+        found = scan(other, [split], shared.cache)
+        stop_for_bad(found.bad, config.skip_bad)
+        bad, hashes = (*bad, *found.bad), found.hashes
+    usable = np.ones(examples[split], bool)
+    usable[[each.row for each in bad if each.split == split]] = False
+    return Part(other, split, np.flatnonzero(usable), f"{other.info.name} {split}"), hashes
+
+
+def _opened(config: RunConfig, task: Task) -> DataSource:
+    """Opens another dataset; of images in folders and of tables no label is looked at."""
+    spec = parse_spec(config.unlabeled)
+    kind = kind_of(spec)
+    if kind == FOLDER:  # Whatever folders the images are in.
+        spec.only(())
+        return LooseImages(spec.name.removeprefix(f"{FOLDER}:"), task, config.skip_bad)
+    if kind in TABLES:
+        return open_table(spec, unlabelled=task)
+    return open_dataset(
+        config.unlabeled,
+        config.data_dir,
+        download=config.download,
+        manual_dir=config.tfds_manual_dir,
+    )
+
+
+def _fits(other: DataInfo, info: DataInfo) -> bool:
+    """Whether examples can stand beside others: images of any shape can."""
+    return other.inputs == info.inputs and (info.inputs == IMAGE or other.shape == info.shape)
+
+
+def _held_out(hashes: np.ndarray, known: Mapping[str, np.ndarray], splits: Splits) -> np.ndarray:
     """Tells which examples stand almost alike in validation or test: nothing may learn from them.
 
     The folder of the dataset itself holds its test images, for one.
     """
-    source, splits = shared.data.source, shared.data.splits[0]
     parts = (splits.validation, splits.test)
-    known = scan(source, sorted({part.split for part in parts}), shared.cache).hashes
     held = np.concatenate([known[part.split][part.rows] for part in parts])
-    return near_duplicates(hashes, held, duplicate_distance(source.info.inputs))
+    return near_duplicates(hashes, held, duplicate_distance(splits.test.source.info.inputs))
