@@ -10,11 +10,12 @@ import tensorflow as tf
 from tfxfer.backbones import Stage
 from tfxfer.losses.terms import Term
 from tfxfer.models.labels import flat_weights, known_weights, labels_for_losses, read_labels
-from tfxfer.models.loss_schedule import LossSchedule
-from tfxfer.models.loss_terms import places_of, temperature_of, terms_of
+from tfxfer.models.loss_schedule import with_schedule
+from tfxfer.models.loss_terms import check_student, places_of, temperature_of, terms_of
+from tfxfer.models.outputs import LOGITS
 from tfxfer.models.step import StepModel, gathered
 from tfxfer.models.taps import FEATURES, Taps, check_tokens
-from tfxfer.models.teachers import LOGITS, Teacher, Teachers
+from tfxfer.models.teachers import Teacher, Teachers
 from tfxfer.task import SINGLE_LABEL
 
 PROJECTORS = "projectors"
@@ -60,7 +61,8 @@ class Distiller(StepModel):
         weights: Weights of the losses, in place of those written before them.
         alpha: Weight of the label loss, the one that `compile` is given; at least 0.
         teacher_weights: Of the average of several teachers; see `Teachers`.
-        task: What the outputs are: a kind of `tfxfer.task`.
+        task: What the outputs are: `single_label`, one class an example; `multi_label`, a logit
+            for each of several that may be true; or `regression`, numbers.
         **kwargs: As for every `keras.Model`.
 
     Attributes:
@@ -72,7 +74,8 @@ class Distiller(StepModel):
         UserError: If there is no such loss, or no layer of a name in student or teachers, or these
             cut texts into other tokens and a loss compares what they say of each.
         ValueError: If a number is out of range, the student is not a model that is built, or shares
-            weights with a teacher, or a teacher has other outputs than the student.
+            weights with a teacher or returns probabilities, a teacher has other outputs than the
+            student, or student or losses are of another task.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Distiller(StepModel):
             )
         self.student, self.task = student, task
         self.terms = terms_of(losses, weights)
+        check_student(student, task, self.terms)
         self._taps = Taps(student, places_of(self.terms, "student"), "The student")
         self._teacher_weights, self._teachers = teacher_weights, lambda: None
         self.alpha = self._number(alpha, "alpha")
@@ -127,7 +131,7 @@ class Distiller(StepModel):
     def teachers(self) -> Teachers | None:
         """The teachers, which are no part of the model; `None` if they are still to be given.
 
-        May be set to a model, a `Teacher`, or several.
+        May be set to a model, a `Teacher`, or several; or to the `teachers` of another distiller.
         """
         return self._teachers()
 
@@ -139,10 +143,17 @@ class Distiller(StepModel):
             super().__setattr__(name, value)
 
     def _learn_from(self, teachers: Any) -> None:
+        if isinstance(teachers, Teachers):  # Those of another distiller.
+            teachers, self._teacher_weights = teachers.teachers, teachers.weights
         given = teachers if isinstance(teachers, list | tuple) else [teachers]
         members = [each if isinstance(each, Teacher) else Teacher(each) for each in given]
+        binary = any(term.name == "binary_kd" for term in self.terms)
         found = Teachers(
-            members, self._teacher_weights, self.task, places_of(self.terms, "teacher")
+            members,
+            self._teacher_weights,
+            SINGLE_LABEL if binary else self.task,  # Its teachers tell one class an example.
+            places_of(self.terms, "teacher"),
+            compared=not all(term.of_features for term in self.terms),
         )
         compared = any(isinstance(term, Term) and not term.of_features for term in self.terms)
         found.check(self.student, same_units=compared)
@@ -209,8 +220,8 @@ class Distiller(StepModel):
         """Configures training, of teachers as they are now; see `StepModel`.
 
         Raises:
-            ValueError: If a number is out of range, or losses over the batch are to be computed in
-                parts under a strategy.
+            ValueError: If a number is out of range, a loss has a reduction that takes alpha out,
+                or losses over the batch are to be computed in parts under a strategy.
         """
         super().compile(*args, **kwargs)
         relational = [term.name for term in self.terms if term.relational]
@@ -218,6 +229,12 @@ class Distiller(StepModel):
             raise ValueError(
                 f"Expected gradient_accumulation_steps=1 under a strategy with {relational[0]}, a "
                 f"loss over the batch, received {self._parts}."
+            )
+        reductions = [getattr(each, "reduction", "") for each in tf.nest.flatten(self.loss)]
+        if "mean_with_sample_weight" in reductions:  # Alpha is such a weight.
+            raise ValueError(
+                "Expected a loss of another reduction, received 'mean_with_sample_weight', by "
+                "which alpha makes no difference."
             )
         if self.teachers is not None:
             self.teachers.read()
@@ -232,10 +249,7 @@ class Distiller(StepModel):
             raise ValueError("Expected teachers to learn from, received none: set `teachers`.")
         if self.teachers.read():
             self.train_function = None
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            given = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
-            callbacks = [LossSchedule(), *(each for each in given if each is not None)]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
+        return super().fit(*args, callbacks=with_schedule(callbacks, self), **kwargs)
 
     def test_step(self, data: Any) -> Any:
         """Evaluates the student on labels."""

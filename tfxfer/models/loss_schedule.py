@@ -1,5 +1,6 @@
 """Weights and temperatures of a `Distiller` that change as it trains."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ class LossSchedule(keras.callbacks.Callback):
 
     Raises:
         ValueError: As training begins, if the distiller has no loss of such a number, or one that
-            has no temperature.
+            has no temperature; later, if a temperature is not above 0 and finite.
     """
 
     def __init__(
@@ -48,9 +49,31 @@ class LossSchedule(keras.callbacks.Callback):
         for number, weight in self._weights.items():
             distiller.loss_weights[number].assign(weight(epoch))
         for number, temperature in self._temperatures.items():
-            distiller.temperatures[str(number)].assign(temperature(epoch))
+            found = temperature(epoch)
+            if not 0 < found < math.inf:
+                raise ValueError(
+                    f"Expected finite temperatures above 0, received {found} for loss "
+                    f"{number} in epoch {epoch}."
+                )
+            distiller.temperatures[str(number)].assign(found)
         if self._alpha is not None:
             distiller.alpha.assign(self._alpha(epoch))
+
+
+def with_schedule(callbacks: Any, model: keras.Model) -> Any:
+    """Adds a `LossSchedule` ahead of what `fit` is given, for warm-ups; of others, the last counts.
+
+    Args:
+        callbacks: As `fit` takes them. A `CallbackList` gets one, unless it has one.
+        model: What trains.
+    """
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        given = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+        return [LossSchedule(), *(each for each in given if each is not None)]
+    if not any(isinstance(each, LossSchedule) for each in callbacks.callbacks):
+        callbacks.callbacks.insert(0, LossSchedule())
+        callbacks.callbacks[0].set_model(model)
+    return callbacks
 
 
 def _check_numbers(given: Collection[int], known: Collection[int], what: str) -> None:

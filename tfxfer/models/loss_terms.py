@@ -5,15 +5,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfxfer.losses.terms import Term, parse_losses
+from tfxfer.models.outputs import check_logits, units_of
 from tfxfer.models.taps import FEATURES
+from tfxfer.task import KINDS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+_OF_OTHER_TASKS = {"multi_label_kd": MULTI_LABEL, "bounded_regression": REGRESSION}
+_OF_EACH_OUTPUT = (*_OF_OTHER_TASKS, "logit_mse")  # All others are over the outputs of an example.
 
 
 @dataclass(frozen=True)
 class OwnTerm:
-    """A loss of logits that is given as a function, with what `Term` says of the others."""
+    """A loss of logits that is given as a function, with what `Term` says of the others.
+
+    Raises:
+        ValueError: If it takes `y_true` first, as Keras' losses do.
+    """
 
     function: Callable[..., tf.Tensor]
     weight: float = 1.0
@@ -25,13 +35,21 @@ class OwnTerm:
     relational: bool = False
     needs_equal_units: bool = False
 
+    def __post_init__(self):
+        if next(iter(inspect.signature(self.function).parameters), "") == "y_true":
+            raise ValueError(
+                f"Expected a function of (student, teacher) logits, received {self.name}, of "
+                "(y_true, y_pred): give a function that calls it. The loss of labels goes to "
+                "`compile`."
+            )
+
     @property
     def name(self) -> str:
         """The name of the function."""
         return getattr(self.function, "__name__", "loss")
 
     def __str__(self) -> str:
-        return self.name
+        return self.name if self.weight == 1 else f"{self.weight:g}*{self.name}"
 
     @property
     def needs_labels(self) -> bool:
@@ -65,6 +83,42 @@ def terms_of(losses: Any, weights: Sequence[float] | None) -> tuple[Any, ...]:
     if len(weights) != len(terms):
         raise ValueError(f"Expected {len(terms)} weights, received {len(weights)}.")
     return tuple(replace(term, weight=w) for term, w in zip(terms, weights, strict=True))
+
+
+def check_student(student: keras.Model, task: str, terms: Sequence[Any]) -> None:
+    """Checks that a student and the losses that it is to learn by are of one task.
+
+    Args:
+        student: Any Keras model, built.
+        task: A kind of `tfxfer.task`.
+        terms: What `terms_of` returned.
+
+    Raises:
+        ValueError: If they are not, or the student returns probabilities where losses by name
+            take logits.
+    """
+    if task not in KINDS:
+        raise ValueError(f"Expected a task of {', '.join(KINDS)}, received {task!r}.")
+    units = units_of(student)
+    if task == SINGLE_LABEL and units == 1:
+        raise ValueError(
+            "Expected a student of two classes or more, received one output: say "
+            f"task={REGRESSION!r} for a number, task={MULTI_LABEL!r} for yes or no."
+        )
+    named = [each for each in terms if isinstance(each, Term) and not each.of_features]
+    for term in named:
+        if task == SINGLE_LABEL and term.name in _OF_OTHER_TASKS:
+            raise ValueError(
+                f"Expected losses of one class an example, received {term.name!r}: say "
+                f"task={_OF_OTHER_TASKS[term.name]!r}."
+            )
+        if units == 1 and term.name not in _OF_EACH_OUTPUT:
+            raise ValueError(
+                f"Expected one of {', '.join(_OF_EACH_OUTPUT)} for a student of one output, "
+                f"received {term.name!r}, which compares several."
+            )
+    if named and task != REGRESSION:
+        check_logits(student)
 
 
 def temperature_of(term: Any) -> float | None:

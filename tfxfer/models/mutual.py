@@ -1,13 +1,17 @@
 """`MutualLearner`: students that learn from each other as they train."""
 
+import warnings
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfxfer.losses import kd
 from tfxfer.models.labels import flat_weights
+from tfxfer.models.outputs import check_logits, units_of
 from tfxfer.models.step import StepModel
 
 
@@ -18,7 +22,8 @@ class MutualLearner(StepModel):
     The loss of student `i` is its label loss plus `weight` times the mean over the others `j` of
     `KL(p_j || p_i)` (Zhang et al. 2018, "Deep Mutual Learning", equations 5 and 8), and each runs
     once a step. All answer in the same pass, where the paper lets them take turns. They must start
-    from different weights, or there is nothing to learn from each other.
+    from different weights, or there is nothing to learn from each other, as `fit` then warns. Every
+    example needs a label.
 
     A plain Keras model; its output is that of all students together, the mean of their
     probabilities as logits. Each student is a model of its own, to be saved by itself.
@@ -32,7 +37,7 @@ class MutualLearner(StepModel):
 
     Raises:
         ValueError: If these are not two students or more in a list, each built, with weights of
-            its own.
+            its own, from logits of two classes or more.
     """
 
     def __init__(
@@ -54,6 +59,10 @@ class MutualLearner(StepModel):
             raise ValueError("Expected students with weights of their own, received some shared.")
         if not all(student.built for student in students):
             raise ValueError("Expected students that are built, received some that are not.")
+        for student in students:
+            check_logits(student)
+            if units_of(student) == 1:
+                raise ValueError("Expected students of two classes or more, received one output.")
         self.students = list(students)
         self.weight, self.temperature = weight, temperature
         self.built = True
@@ -62,6 +71,16 @@ class MutualLearner(StepModel):
         """Returns the logarithm of the mean of the students' probabilities."""
         logits = [student(inputs, training=training) for student in self.students]
         return _together(logits)
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains as Keras' `fit`; warns if two students are the same."""
+        if any(_alike(one, other) for one, other in combinations(self.students, 2)):
+            warnings.warn(
+                "Two students have the same weights, and learn nothing from each other: make them "
+                "from other seeds.",
+                stacklevel=2,
+            )
+        return super().fit(*args, **kwargs)
 
     def _forward(self, inputs: Any, targets: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
         """Runs each student once, and adds up their losses of this replica's share."""
@@ -96,6 +115,13 @@ class MutualLearner(StepModel):
         """Makes the model again from `get_config`."""
         students = [keras.saving.deserialize_keras_object(each) for each in config["students"]]
         return cls(**{**config, "students": students})
+
+
+def _alike(one: keras.Model, other: keras.Model) -> bool:
+    pairs = zip(one.weights, other.weights, strict=False)
+    return len(one.weights) == len(other.weights) and all(
+        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs
+    )
 
 
 def _together(logits: Sequence[tf.Tensor]) -> tf.Tensor:

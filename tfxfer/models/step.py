@@ -1,5 +1,6 @@
 """One step of training: gradients of what trains, and nothing else."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class StepModel(keras.Model):
     - `l2_sp` and `toward`: adds `l2_sp / 2 * |w - start|^2` to what is made small, for each
       `(weight, start)` of `toward`, and the usual `l2_sp / 2 * |w|^2` where `start` is `None`. Li
       et al. 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
-      section 3. The loss that is shown is without it.
+      section 3. The loss that is shown is without it. A file does not keep it.
     """
 
     def compile(
@@ -62,9 +63,28 @@ class StepModel(keras.Model):
         starts = {id(weight): start for weight, start in toward} if l2_sp else {}
         self._starts = lambda: starts
 
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what `compile` was given, for a file; of `l2_sp`, the strength alone."""
+        config = super().get_compile_config()
+        if not config:
+            return config
+        own = {
+            "gradient_accumulation_steps": self._parts,
+            "global_clipnorm": self._clipnorm,
+            "l2_sp": self._l2_sp,
+        }
+        return {**config, **keras.saving.serialize_keras_object(own)}
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as Keras does when it loads a model; what only this class takes is not kept."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        """Compiles as Keras does when it loads a model; warns where `l2_sp` is lost."""
+        config = keras.saving.deserialize_keras_object(config)
+        if strength := config.pop("l2_sp", 0.0):
+            warnings.warn(
+                f"The model was compiled with l2_sp={strength}, and its file does not hold the "
+                "starts: to train on with it, compile again, with `toward`.",
+                stacklevel=2,
+            )
+        self.compile(**config)
         if self.built:
             self.optimizer.build(self.trainable_variables)
 

@@ -70,7 +70,7 @@ class Taps:
             return
         if not wanted:
             return
-        graph = _graph(model if self._backbone is None else _network(self._backbone))
+        graph = graph_of(model if self._backbone is None else _network(self._backbone))
         if graph is None:
             raise UserError(
                 f"{source} does not show its layers, and is asked for {wanted[0]!r}",
@@ -171,7 +171,7 @@ class Taps:
 
     def _run(self, model: Any, inputs: Any, training: bool, found: dict[str, tf.Tensor]) -> Any:
         """Runs a graph of layers as Keras does, and keeps what is wanted."""
-        graph: Any = _graph(model)
+        graph: Any = graph_of(model)
 
         def told(operation: Any) -> Any:
             if not isinstance(operation, keras.layers.Layer):
@@ -190,11 +190,12 @@ class Taps:
 
             return call
 
-        return graph._run_through_graph(graph._standardize_inputs(inputs), operation_fn=told)
+        outputs = graph._run_through_graph(graph._standardize_inputs(inputs), operation_fn=told)
+        return outputs[0] if isinstance(outputs, list | tuple) and len(outputs) == 1 else outputs
 
     def _is_within(self, operation: keras.layers.Layer) -> bool:
         """Whether something that is wanted is inside of a model within the model."""
-        inner = _graph(operation)
+        inner = graph_of(operation)
         return inner is not None and any(
             id(each) in self._names or each is self._last for each in _layers(inner)
         )
@@ -240,7 +241,7 @@ def _network(backbone: Backbone) -> keras.Model | None:
     return backbone.network if isinstance(backbone, KerasBackbone) else None
 
 
-def _graph(model: Any) -> Any:
+def graph_of(model: Any) -> Any:
     """Returns the functional model that a model is; `None` if it is none."""
     if isinstance(model, keras.Sequential):
         return model._functional
@@ -273,7 +274,7 @@ def _paths(graph: Any, within: str = "") -> Iterator[tuple[str, keras.layers.Lay
         for node in graph._nodes_by_depth[depth]:
             layer = node.operation
             if isinstance(layer, keras.layers.Layer) and not node.is_input:
-                if (inner := _graph(layer)) is not None:
+                if (inner := graph_of(layer)) is not None:
                     yield from _paths(inner, f"{within}{layer.name}/")
                 yield within + layer.name, layer
 
@@ -283,7 +284,7 @@ def _layers(graph: Any) -> list[keras.layers.Layer]:
 
 
 def _leaves(graph: Any) -> list[keras.layers.Layer]:
-    return [layer for layer in _layers(graph) if _graph(layer) is None]
+    return [layer for layer in _layers(graph) if graph_of(layer) is None]
 
 
 def _last_with_weights(graph: Any, source: str) -> keras.layers.Layer:

@@ -1,5 +1,6 @@
 """`Teacher` and `Teachers`: trained networks, of which a student learns."""
 
+import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -10,12 +11,9 @@ import tensorflow as tf
 
 from tfxfer.backbones.constants import Constants
 from tfxfer.errors import UserError
-from tfxfer.models.base import BackboneModel
+from tfxfer.models.outputs import LOGITS, SIGMOID, SOFTMAX, activation_of, units_of
 from tfxfer.models.taps import AmbiguousName, Taps
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-
-LOGITS, SOFTMAX, SIGMOID = "logits", "softmax", "sigmoid"
-"""What a teacher returns: logits (or the numbers of a regression), or probabilities of a kind."""
 
 
 class Teacher:
@@ -26,8 +24,9 @@ class Teacher:
     Args:
         model: A Keras model, or anything that is called with inputs and `training`, from the
             inputs of the student to `[batch, units]`. It prepares its images itself.
-        outputs: `logits`, or `softmax` or `sigmoid` for probabilities; found out from the last
-            layer if empty.
+        outputs: `logits`, or `softmax` or `sigmoid` for probabilities. If empty, what the graph of
+            a functional or Sequential model ends in; else the last layer, if there is one. Say it
+            of a model that shows neither, such as one with a softmax in its own `call`.
         columns: Which of its outputs are the classes of the student, in the order of the student;
             all of them, in their order, if `None`.
         name: What it is called in messages.
@@ -55,12 +54,25 @@ class Teacher:
         if outputs not in ("", LOGITS, SOFTMAX, SIGMOID):
             raise ValueError(f"Expected logits, softmax or sigmoid, received {outputs!r}.")
         self.model, self.name = model, name
-        self.outputs = outputs or _last_activation(model)
+        self.outputs = outputs or activation_of(model, guess=True)
         self.columns = None if columns is None else tuple(columns)
         units = units_of(model)
         if self.columns is not None:
             _check_columns(self.columns, units)
         self.units = units if self.columns is None else len(self.columns)
+
+    def seen_for(self, task: str) -> "Teacher":
+        """Returns this teacher as one of a task, a kind of `tfxfer.task`.
+
+        Numbers of a regression are no probabilities, whatever they end in. Where several labels may
+        be true, each class of a softmax is true or not, by itself.
+        """
+        seen = copy.copy(self)
+        if task == REGRESSION:
+            seen.outputs = LOGITS
+        elif task == MULTI_LABEL and self.outputs == SOFTMAX:
+            seen.outputs = SIGMOID
+        return seen
 
     def logits(self, outputs: tf.Tensor) -> tf.Tensor:
         """Makes logits of the student's classes of what the model returned, at least float32."""
@@ -92,6 +104,8 @@ class Teachers:
         task: What the outputs are: one of the kinds of `tfxfer.task`.
         names: Of layers whose outputs are wanted besides; each is taken of the first teacher that
             has it.
+        compared: Whether their outputs are compared with those of a student. If not, each may have
+            others, and nobody asks what they say together.
 
     Raises:
         UserError: If no teacher has a layer of a name.
@@ -104,6 +118,7 @@ class Teachers:
         weights: Sequence[float] | None = None,
         task: str = SINGLE_LABEL,
         names: Collection[str] = (),
+        compared: bool = True,
     ):
         if not teachers:
             raise ValueError("Expected a teacher at least, received none.")
@@ -113,12 +128,15 @@ class Teachers:
                 f"Expected a weight above 0 for each of {len(teachers)} teachers, "
                 f"received {weights}."
             )
-        self.teachers, self.weights = tuple(teachers), weights
+        self.teachers = tuple(each.seen_for(task) for each in teachers)
+        self.weights, self._compared = weights, compared
         self.shares, self.task = shares / shares.sum(), task
         self._taps = self._find(set(names))
         self.names = tuple(sorted(names))
         weights = [each for member in teachers for each in getattr(member.model, "weights", ())]
-        self._constants = Constants(list({id(each): each for each in weights}.values()))
+        # Those of Keras 2 or of TensorFlow Hub are tf.Variables, and are read as they are.
+        held = {id(each): each for each in weights if isinstance(each, keras.Variable)}
+        self._constants = Constants(list(held.values()))
         self.channels: Mapping[str, int | None] = {
             name: taps.channels[name] for taps in self._taps for name in taps.channels
         }
@@ -179,7 +197,8 @@ class Teachers:
             inputs: As the student takes them.
 
         Returns:
-            `logits`, `[batch, units]`, at least float32, and what was wanted by name.
+            `logits`, `[batch, units]`, at least float32, unless they differ in units and are not
+            `compared`; and what was wanted by name.
         """
         told, found = [], {}
         for teacher, taps in zip(self.teachers, self._taps, strict=True):
@@ -187,8 +206,9 @@ class Teachers:
                 outputs, features = taps(inputs, training=False)
             told.append(teacher.logits(outputs))
             found |= {name: value for name, value in features.items() if name not in found}
-        wanted = {name: found[name] for name in self.names}
-        answers = {LOGITS: self._together(told), **wanted}
+        answers = {name: found[name] for name in self.names}
+        if self._compared or len({each.shape[-1] for each in told}) == 1:
+            answers = {LOGITS: self._together(told), **answers}
         return {name: tf.stop_gradient(each) for name, each in answers.items()}
 
     def _together(self, logits: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -213,7 +233,7 @@ class Teachers:
         answers = self(inputs)
         if not self.names:
             return tf.cast(answers[LOGITS], tf.float32)
-        batch = tf.shape(answers[LOGITS])[0]
+        batch = tf.shape(next(iter(answers.values())))[0]
         flat = [
             tf.reshape(tf.cast(each, tf.float32), [batch, math.prod(each.shape[1:])])
             for each in answers.values()
@@ -236,11 +256,12 @@ class Teachers:
             traced: Any = tf.function(self.__call__, autograph=False).get_concrete_function(specs)
         shapes = {name: each.shape[1:] for name, each in traced.structured_outputs.items()}
         # As `packed` orders them; a function that is traced sorts its answers by name.
-        sizes = [math.prod(shapes[name]) for name in (LOGITS, *self.names)]
+        names = [name for name in (LOGITS, *self.names) if name in shapes]
+        sizes = [math.prod(shapes[name]) for name in names]
         parts = tf.split(packed, sizes, axis=-1)
         return {
             name: tf.reshape(part, [-1, *shapes[name]])
-            for name, part in zip((LOGITS, *self.names), parts, strict=True)
+            for name, part in zip(names, parts, strict=True)
         }
 
 
@@ -258,25 +279,3 @@ def _check_columns(columns: tuple[int, ...], units: int | None) -> None:
     if not columns or min(columns) < 0 or (units is not None and max(columns) >= units):
         below = "" if units is None else f" and below {units}"
         raise ValueError(f"Expected columns of at least 0{below}, received {list(columns)}.")
-
-
-def units_of(model: Any) -> int | None:
-    """Returns how many outputs a model has; `None` if it does not tell."""
-    if isinstance(model, BackboneModel):
-        return model.head.compute_output_shape((None, model.backbone.units))[-1]
-    shape = getattr(model, "output_shape", None) if getattr(model, "built", False) else None
-    return shape[-1] if isinstance(shape, tuple) and shape else None
-
-
-def _last_activation(model: Any) -> str:
-    """Tells from the last layer of a model what it returns."""
-    if isinstance(model, BackboneModel):
-        model = model.head
-    while isinstance(model, keras.Model) and getattr(model, "layers", None):
-        model = model.layers[-1]
-    if isinstance(model, keras.layers.Softmax):
-        return SOFTMAX
-    if isinstance(model, keras.layers.Activation | keras.layers.Dense):
-        name = getattr(model.activation, "__name__", "")
-        return name if name in (SOFTMAX, SIGMOID) else LOGITS
-    return LOGITS
