@@ -230,6 +230,17 @@ def test_attention_and_embeddings_have_low_rank_additions(images, labels):
     np.testing.assert_allclose(predict(model, images), expected, atol=1e-6)
 
 
+def test_biases_of_attention_are_biases():
+    inputs = keras.Input((16, 16, 3))
+    patches = keras.layers.Reshape((64, 12))(inputs)
+    x = keras.layers.MultiHeadAttention(2, 4, name="attention")(patches, patches)
+    backbone = load_backbone(keras.Model(inputs, x), value_range=(0, 1))
+    adapt(backbone, "bitfit")
+    assert learned(backbone) == {"attention": ["bias"] * 4}
+    fixed = [weight.name for stage in backbone.stages for weight in stage.fixed]
+    assert fixed == ["kernel"] * 4
+
+
 @pytest.mark.parametrize("kind", ["keras", "saved_model"])
 def test_bitfit_trains_biases_and_norms_alone(kind, backbone, images, labels):
     if kind == "keras":

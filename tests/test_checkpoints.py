@@ -34,6 +34,16 @@ def test_state_and_variables_come_back_to_the_bit(tmp_path, dense):
         assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int64", "bool"])
+def test_weights_of_any_type_come_back(dtype, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", {})
+    given = [np.array([[0, 1]]).astype(dtype), np.array(1).astype(dtype)]
+    checkpoints.write_arrays("some", given)
+    for ours, theirs in zip(checkpoints.read_weights("some"), given, strict=True):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        assert np.array_equal(ours, theirs)
+
+
 def test_the_last_checkpoint_counts_and_is_the_only_one(tmp_path, dense):
     checkpoints = Checkpoints(tmp_path / "run", {}, seconds=0)
     for epoch in range(4):
@@ -119,7 +129,7 @@ def test_full_disk_leaves_what_was_there(tmp_path, dense, monkeypatch):
     before = checkpoints.read_weights("phase-1")
     files = sorted((tmp_path / "run").rglob("*"))
 
-    def half(file, *arrays):
+    def half(file, **arrays):
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 
 import tfxfer
 from tests.memory import Memory
+from tfxfer import heads
 from tfxfer.config import RunConfig
+from tfxfer.data.pipeline import train_batches
 from tfxfer.errors import UserError
 from tfxfer.methods.tuner import training_settings
 from tfxfer.plan import Plan, read_plan, write_plan
 from tfxfer.rules import BitRule
 from tfxfer.task import REGRESSION, Task
+from tfxfer.training.gradient_norms import relative_gradient_norms
 from tfxfer.training.settings import Settings
 
 
@@ -98,7 +102,8 @@ def test_the_head_of_lp_ft_is_that_of_extraction(source, network, finetune, tmp_
     extracted = tfxfer.extract(source, backbone=network, workdir=str(tmp_path / "extract"))
     assert extracted is not None
     assert solved.val_loss == pytest.approx(extracted.metrics["validation"].loss, rel=1e-3)
-    assert (solved.epochs, solved.best_epoch, solved.loss) == (0, 0, None)
+    assert (solved.epochs, solved.best_epoch) == (0, 0)
+    assert 0 < solved.loss < 0.7
 
 
 def test_the_head_of_a_regression_is_solved_too(finetune):
@@ -108,9 +113,73 @@ def test_the_head_of_a_regression_is_solved_too(finetune):
     assert solved.val_metric < 0.1
 
 
-def test_surgical_chooses_a_stage(finetune):
-    _, other = finetune(plan="surgical").phases
-    assert other.name in ("+block1", "+block2", "+block3")
+def test_surgical_chooses_a_stage_by_examples_of_all_classes(finetune, monkeypatch):
+    measured = []
+
+    def norms(model, batches, loss):
+        measured.extend(np.concatenate([y for _, y in batches.as_numpy_iterator()]))
+        measured.append(relative_gradient_norms(model, batches, loss))
+        return measured[-1]
+
+    monkeypatch.setattr("tfxfer.methods.tuner.relative_gradient_norms", norms)
+    source = Bright(side=8, train=np.repeat([0, 1], 100), test=20)  # As folders are read.
+    _, other = finetune(source, plan="surgical", batch_size=4).phases
+    *labels, found = measured
+    assert len(labels) == 32
+    assert 8 < sum(labels) < 24
+    del found["head"]
+    assert other.name == f"+{max(found, key=found.get)}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"plan": "surgical", "adapt": "lora"}, "low-rank additions have none"),
+        ({"plan": "surgical", "folds": 2}, "tested on too"),
+        ({"plan": "head", "adapt": "bitfit"}, "--plan=head freezes it"),
+        ({"plan": "fastai", "patience": 5}, "has its own patience"),
+        ({"plan": "lp_ft", "average": "soup"}, "must have epochs to average"),
+    ],
+)
+def test_what_would_be_of_no_use_is_refused(finetune, monkeypatch, settings, message):
+    if "average" in settings:  # As where every epoch was lost.
+        monkeypatch.setattr("tfxfer.training.loop._Training._keep", keep_no_candidates)
+    with pytest.raises(UserError, match=message):
+        finetune(**settings)
+
+
+def keep_no_candidates(training, number, standing, best, losses):
+    training._checkpoints.write_weights(f"phase-{number + 1}", training._model, losses)
+
+
+def test_a_refit_takes_the_strength_that_validation_chose(source, network, tmp_path, monkeypatch):
+    fits = []
+
+    def fit_head(name, task, train, validation, strength=None):
+        head = heads.fit_head(name, task, train, validation, strength=strength)
+        fits.append((len(train[1]), len(validation[1]), strength, head.strength))
+        return head
+
+    monkeypatch.setattr(
+        "tfxfer.methods.tuner.heads", SimpleNamespace(**{**vars(heads), "fit_head": fit_head})
+    )
+    tfxfer.finetune(
+        Bright(side=8, train=1100, test=20),
+        backbone=network,
+        protocol="vtab1k",
+        plan="lp_ft",
+        epochs=1,
+        scan=False,
+        workdir=str(tmp_path / "run"),
+    )
+    first, again, refit = fits
+    assert again == first == (800, 200, None, first[-1])
+    assert refit == (1000, 200, first[-1], first[-1])
+
+
+def test_every_fold_says_train_against_validation(finetune, capsys):
+    finetune(folds=2, plan="lp_ft", scan=False)
+    assert capsys.readouterr().out.count("train against validation, ") == 2
 
 
 def test_the_rule_of_bit_sets_everything(finetune, tmp_path, monkeypatch):
@@ -129,10 +198,18 @@ def test_the_rule_of_bit_sets_everything(finetune, tmp_path, monkeypatch):
         return training_settings(config)
 
     monkeypatch.setattr("tfxfer.methods.finetune.training_settings", settings_of)
+    drawn = {}
+
+    def batches(*args, **options):
+        drawn.update(options)
+        return train_batches(*args, **options)
+
+    monkeypatch.setattr("tfxfer.methods.tuner.train_batches", batches)
     (phase,) = finetune(rule="bit", epochs=0, batch_size=32, accumulate=40).phases
     expected = {"optimizer": "sgd", "mix": "mixup", "augment": "light", "batch_size": 60}
     assert {name: seen[name] for name in expected} == expected
     assert phase.epochs == 4, "exactly 4 steps of one batch"
+    assert (drawn["margin"], drawn["alpha"]) == (1.25, 0.1), "160 to 128, Beta(0.1, 0.1)"
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     assert written["optimizer"] == "adam", "what was asked for"
 

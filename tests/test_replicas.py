@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfxfer import FineTuner, distribute, load_backbone
 from tfxfer.distribute import describe, pick_strategy
 from tfxfer.errors import UserError
-from tfxfer.training.loop import _moving
+from tfxfer.training.moving_average import moving
 from tfxfer.training.replicas import average_statistics, separate_dropout
 
 
@@ -139,7 +139,7 @@ def test_an_average_leaves_statistics_to_the_replicas(mirrored):
         backbone = load_backbone("tiny", data_size=(16, 16), image_size=(16, 16), bn="train")
         student = FineTuner(backbone, keras.layers.Dense(2))
     student.unfreeze(student.stage_names)
-    averaged = {id(each) for each in _moving(student)}
+    averaged = {id(each) for each in moving(student)}
     statistics = {id(each) for stage in student.stages for each in stage.statistics}
     assert statistics
     assert averaged == {id(each) for each in student.weights} - statistics

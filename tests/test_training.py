@@ -13,11 +13,12 @@ from tests.conftest import moved, values
 from tests.test_saved_model_backbone import Module, saved
 from tfxfer import heads
 from tfxfer.backbones import load_backbone
-from tfxfer.errors import UserError
+from tfxfer.errors import TrainingError, UserError
 from tfxfer.evaluate import predict, score
 from tfxfer.models import FineTuner
 from tfxfer.models.suffix import Suffix
 from tfxfer.plan import Phase, gradual
+from tfxfer.report.plots import phase_curves
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 from tfxfer.training import loop
 from tfxfer.training.callbacks import MetricsLog
@@ -127,6 +128,38 @@ def test_a_phase_that_makes_validation_worse_is_undone(model, data):
     assert accuracy == pytest.approx(kept.val_metric)
 
 
+@pytest.mark.parametrize("rate", [10.0, 1e30])
+def test_after_an_undone_phase_all_is_as_before_it(rate, data, tmp_path):
+    """Moments too: after a phase that was of no use, the next one is as if it had come first."""
+    backbone = load_backbone(saved(Module(["a/w", "b/w"]), tmp_path / "hub"))  # No dropout.
+    model = FineTuner(backbone, keras.layers.Dense(3))
+    start = model.get_weights()
+    good, spoil, more = (
+        Phase(name, model.stage_names, 2, rate)
+        for name, rate in (("good", 1e-3), ("spoil", rate), ("more", 1e-3))
+    )
+    *_, first = train(model, [good, more], data, data)
+    expected = model.get_weights()
+    model.set_weights(start)
+    _, undone, then = train(model, [good, spoil, more], data, data)
+    assert (undone.kept, then.kept) == (False, True)
+    assert then.val_loss == first.val_loss
+    for ours, theirs in zip(model.get_weights(), expected, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_a_phase_that_diverges_is_undone(model, data, tmp_path):
+    names, file = model.stage_names, tmp_path / "metrics.jsonl"
+    plan = [Phase("good", names, 2, 1e-3), Phase("spoil", names, 3, 1e30)]
+    good, spoil = train(model, plan, data, data, callbacks=lambda phase: [MetricsLog(file, phase)])
+    assert (spoil.kept, spoil.best_epoch, spoil.loss, spoil.val_loss) == (False, 0, None, None)
+    assert model.evaluate(data, verbose=0)[0] == pytest.approx(good.val_loss, rel=1e-5)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in file.read_text().splitlines()]
+    assert lines[-1]["val_loss"] is None
+    phase_curves(lines, tmp_path / "curves.png", [("", "spoil")])
+    assert (tmp_path / "curves.png").is_file()
+
+
 def test_worse_means_more_than_chance():
     rng = np.random.default_rng(0)
     before = rng.exponential(size=100)
@@ -171,8 +204,8 @@ def test_a_frozen_stage_that_moves_is_an_error(model, data):
         train(model, plan, data, data, callbacks=lambda phase: [Meddle()])
 
 
-def test_divergence_is_told_as_such(model, data):
-    with pytest.raises(UserError, match=r"finite loss.*below 1e\+30"):
+def test_divergence_before_anything_stands_is_an_error(model, data):
+    with pytest.raises(TrainingError, match=r"finite loss.*below 1e\+30"):
         train(model, [Phase("all", model.stage_names, 3, 1e30)], data, data)
 
 

@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from tfxfer.config import RunConfig
-from tfxfer.errors import UserError
+from tfxfer.errors import TrainingError, UserError
 from tfxfer.locks import lock
 from tfxfer.report.workdir import choose_workdir, run_in, write_json
 
@@ -253,6 +253,25 @@ def test_run_that_fails_leaves_nothing(tmp_path):
         (tmp_path / "a" / "b" / "metrics.jsonl").touch()
         raise RuntimeError
     assert names(tmp_path) == []
+
+
+def test_a_training_that_would_fail_again_leaves_nothing_to_go_on_from(tmp_path):
+    with pytest.raises(UserError, match="goes on where it was"):
+        begin(tmp_path / "mistake", error=mistake())
+    assert (tmp_path / "mistake").is_dir()
+    with pytest.raises(TrainingError, match=r"^diverged. mend it$"):
+        begin(tmp_path / "run", error=TrainingError("diverged", "mend it"))
+    assert not (tmp_path / "run").exists()
+    taught = config(tmp_path / "taught")
+    teacher = tmp_path / "taught" / "teacher"
+    with (
+        pytest.raises(TrainingError, match=r"^diverged. mend it$"),
+        run_in(choose_workdir(taught), taught),
+    ):
+        teacher.mkdir()
+        (teacher / "results.json").write_text("{}")
+        raise TrainingError("diverged", "mend it")
+    assert (teacher / "results.json").is_file(), "an hour's work"
 
 
 def test_two_runs_at_once_do_not_share_a_folder(tmp_path):

@@ -209,7 +209,7 @@ def _check_data(settings: Settings, given: Settings) -> None:
                 "--protocol=vtab1k trains on 1000 examples, and --drop_leaks leaves some out",
                 "Leave one of them out.",
             )
-    if settings["views"] and settings["augment"] == "none":
+    if settings["views"] and settings["augment"] == "none" and settings["rule"] != "bit":
         raise UserError("--views counts augmented versions", "Give --augment too.")
     frozen = settings["mode"] != "distill"  # Else what is computed once is the teacher's.
     moving = settings["mix"] != "none" or (frozen and settings["bn"] == "train")

@@ -17,6 +17,10 @@ class UserError(ValueError):
         super().__init__(f"{problem.rstrip(' .?')}. {fix}")
 
 
+class TrainingError(UserError):
+    """A training that fails the same way however often it goes on, such as one that diverges."""
+
+
 def first_line(error: BaseException) -> str:
     """Returns the type and the first line of an error that a library raised."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfxfer.backbones.base import Backbone, Stage
+from tfxfer.backbones.base import Backbone, Stage, is_kernel
 from tfxfer.backbones.network import KerasBackbone
 from tfxfer.config import ADAPTERS
 from tfxfer.errors import UserError
@@ -153,7 +153,7 @@ def _with_lora(backbone: Backbone, rank: int) -> list[Stage]:
 
 def _with_bitfit(backbone: Backbone) -> list[Stage]:
     stages = [
-        _trains(stage, {id(w) for w in stage.learned if len(w.shape) <= 1}, _paths(stage))
+        _trains(stage, {id(w) for w in stage.learned if not is_kernel(w)}, _paths(stage))
         for stage in backbone.stages
     ]
     if not any(stage.learned for stage in stages):

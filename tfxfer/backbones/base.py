@@ -17,6 +17,17 @@ from tfxfer.config import BATCH_NORM
 HEAD = "head"
 """The name of what stands on a backbone; no stage of a backbone has it."""
 
+_NO_KERNELS = ("bias", "beta", "gamma", "scale")
+
+
+def is_kernel(weight: keras.Variable) -> bool:
+    """Whether a weight is a kernel or an embedding, neither a bias nor of a norm.
+
+    The shape alone does not tell: `MultiHeadAttention` has biases `[heads, units]`.
+    """
+    name = weight.path.rpartition("/")[2]
+    return len(weight.shape) > 1 and not name.endswith(_NO_KERNELS)
+
 
 def _check_bn(bn: str) -> None:
     if bn not in BATCH_NORM:

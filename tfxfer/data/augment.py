@@ -18,17 +18,18 @@ from tfxfer.errors import UserError
 NONE, LIGHT, RANDAUGMENT = AUGMENTS
 _, MIXUP, CUTMIX = MIXES
 
-_MARGIN = 1.125  # How much larger an image is before it is cropped: 252 for 224.
-_MIXUP_ALPHA = 0.2
+MARGIN = 1.125
+"""How much larger an image is before it is cropped: 252 for 224."""
+MIXUP_ALPHA = 0.2
 
 
 def augmenter(
-    policy: str, size: tuple[int, int], channels: int | None
+    policy: str, size: tuple[int, int], channels: int | None, margin: float = MARGIN
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Builds an augmentation of one image.
 
     *   `none`: only brought to size.
-    *   `light`: mirrored left to right in half the cases; resized to 1.125 times the size, and
+    *   `light`: mirrored left to right in half the cases; resized to `margin` times the size, and
         cropped at random.
     *   `randaugment`: mirrored in half the cases; then two of RandAugment's eleven changes of
         geometry and colour, at up to half of their strength (Cubuk et al. 2020,
@@ -38,6 +39,7 @@ def augmenter(
         policy: One of `AUGMENTS`.
         size: Height and width that images get.
         channels: 1 or 3.
+        margin: Of `light`, at least 1.
 
     Returns:
         A TensorFlow function of an image `[height, width, channels]` with values 0 to 255, of any
@@ -58,7 +60,7 @@ def augmenter(
     if policy != NONE:
         layers.append(keras.layers.RandomFlip("horizontal", **options))
     if policy == LIGHT:
-        before = (math.ceil(_MARGIN * size[0]), math.ceil(_MARGIN * size[1]))
+        before = (math.ceil(margin * size[0]), math.ceil(margin * size[1]))
         layers.append(keras.layers.RandomCrop(*size, **options))
     if policy == RANDAUGMENT:
         layers.append(keras.layers.RandAugment(value_range=(0, 255), **options))
@@ -78,17 +80,20 @@ def augmenter(
     return augment
 
 
-def mixer(mix: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+def mixer(
+    mix: str, alpha: float = MIXUP_ALPHA
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Builds a mixture of each image of a batch with another one of it.
 
     *   `mixup`: a weighted mean of two images and of their labels, the weight drawn from
-        Beta(0.2, 0.2) (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
+        Beta(alpha, alpha) (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
     *   `cutmix`: a rectangle of the other image is pasted in, its share of the area drawn
         uniformly; labels are mixed by the pixels that were pasted (Yun et al. 2019,
         https://arxiv.org/abs/1905.04899).
 
     Args:
         mix: `mixup` or `cutmix`.
+        alpha: Of `mixup`, above 0.
 
     Returns:
         A TensorFlow function of images `[batch, height, width, channels]`, labels
@@ -101,7 +106,7 @@ def mixer(mix: str) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tens
     check_name("mixture", mix, MIXES[1:])
     options = {"data_format": "channels_last", "dtype": "float32"}
     layer = (
-        keras.layers.MixUp(_MIXUP_ALPHA, **options)
+        keras.layers.MixUp(alpha, **options)
         if mix == MIXUP
         # Beta(1, 1), as in the paper; Keras' default draws the parameter, too, from [0, 1].
         else keras.layers.CutMix((1.0, 1.0), **options)

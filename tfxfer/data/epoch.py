@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.config import BALANCE as BALANCES
-from tfxfer.data.augment import NONE, augmenter, mixer, resize
+from tfxfer.data.augment import MARGIN, MIXUP_ALPHA, NONE, augmenter, mixer, resize
 from tfxfer.data.balance import class_weights, sampled_counts
 from tfxfer.data.keys import fold
 from tfxfer.data.parts import Part
@@ -39,6 +39,8 @@ class TrainBatches:
         balance: One of `BALANCES`.
         one_hot: Whether classes are given as float32 `[batch, classes]`.
         views: After how many epochs images are augmented as in the first again; never if 0.
+        margin: As `augment.augmenter` has it.
+        alpha: As `augment.mixer` has it.
         worker: Number of the worker whose shares of the batches these are, and how many there are.
     """
 
@@ -52,6 +54,8 @@ class TrainBatches:
     balance: str
     one_hot: bool
     views: int = 0
+    margin: float = MARGIN
+    alpha: float = MIXUP_ALPHA
     worker: tuple[int, int] = (0, 1)
 
     @property
@@ -102,8 +106,9 @@ class Epoch:
         self._augment = None
         if data.augment != NONE:
             assert data.image_size is not None  # `train_batches` sees to it.
-            self._augment = augmenter(data.augment, data.image_size, source.info.shape[-1])
-        self._mix = mixer(data.mix) if data.mix != NONE else None
+            channels = source.info.shape[-1]
+            self._augment = augmenter(data.augment, data.image_size, channels, data.margin)
+        self._mix = mixer(data.mix, data.alpha) if data.mix != NONE else None
 
     def __call__(self, number: tf.Tensor) -> tf.data.Dataset:
         """Returns the batches of an epoch.

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tfxfer.config import BALANCE as BALANCES
-from tfxfer.data.augment import AUGMENTS, CUTMIX, MIXES, NONE, check_name
+from tfxfer.data.augment import AUGMENTS, CUTMIX, MARGIN, MIXES, MIXUP_ALPHA, NONE, check_name
 from tfxfer.data.base import IMAGE
 from tfxfer.data.epoch import Epoch, TrainBatches, decoded
 from tfxfer.data.parts import Part
@@ -71,6 +71,8 @@ def train_batches(
     replicas: int = 1,
     one_hot: bool = False,
     views: int = 0,
+    margin: float = MARGIN,
+    alpha: float = MIXUP_ALPHA,
 ) -> TrainBatches:
     """Batches a part of the data for training.
 
@@ -98,6 +100,8 @@ def train_batches(
         one_hot: As in `batches`.
         views: How many augmented views of an image the epochs take in turn, those of the first
             epochs, always one in an epoch; new ones without end if 0.
+        margin: How much larger an image is before `light` crops it, at least 1.
+        alpha: Parameter of the Beta distribution of `mixup`, above 0.
 
     Returns:
         Batches as those of `batches`, with images in float32 where they are augmented or mixed,
@@ -150,6 +154,8 @@ def train_batches(
         balance=balance,
         one_hot=one_hot,
         views=views,
+        margin=margin,
+        alpha=alpha,
     )
 
 

@@ -99,8 +99,7 @@ def run(
         console.lines(start_lines(config, shared.data, {name: _MEANINGS[name] for name in names}))
         if config.dry_run:
             return None
-        if workdir.goes_on(path, given):
-            console.goes_on(path)
+        console.workdir(path, workdir.goes_on(path, given))
         with workdir.run_in(path, given):
             running = _Running(shared, path / workdir.RUNGS, console)
             running.run(names)

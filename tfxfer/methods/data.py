@@ -40,6 +40,12 @@ def _check_settings(config: RunConfig, info: DataInfo) -> None:
     if kind == REGRESSION and (config.mix == "cutmix" or config.balance != "none"):
         flag = "--mix=cutmix" if config.mix == "cutmix" else f"--balance={config.balance}"
         raise UserError(f"{flag} is for classes, and {info.name} is a regression", "Leave it out.")
+    if kind == REGRESSION and config.label_smoothing:
+        raise UserError(
+            f"--label_smoothing={config.label_smoothing:g} is for classes, and {info.name} is a "
+            "regression",
+            "Leave it out.",
+        )
     if kind == MULTI_LABEL and config.balance != "none":
         raise UserError(
             f"--balance={config.balance} is for one class an example, and {info.name} has several",

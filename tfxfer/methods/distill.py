@@ -63,8 +63,7 @@ def run(
         console.lines(job.start_lines(job.check(teachers)))
         if config.dry_run:
             return None
-        if workdir.goes_on(path, given):
-            console.goes_on(path)
+        console.workdir(path, workdir.goes_on(path, given))
         with workdir.run_in(path, given, job.identity):
             result = job.run(teachers if specs else job.fine_tuned_teacher(source))
             assert result.card is not None

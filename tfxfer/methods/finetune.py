@@ -17,6 +17,7 @@ from tfxfer.config import RunConfig
 from tfxfer.data.base import DataSource
 from tfxfer.data.parts import Part, Splits
 from tfxfer.data.pipeline import batches
+from tfxfer.errors import TrainingError
 from tfxfer.evaluate import (
     AnyEvaluation,
     inference,
@@ -105,8 +106,7 @@ def run(
         _show(job, model, plan, choices)
         if config.dry_run:
             return None
-        if workdir.goes_on(path, given):
-            console.goes_on(path)
+        console.workdir(path, workdir.goes_on(path, given))
         with workdir.run_in(path, given, identity):
             write_plan(plan, path / workdir.PLAN)
             (path / workdir.CHECKPOINTS).mkdir(exist_ok=True)
@@ -199,7 +199,7 @@ class _Job(Opened):
         """Trains a model on one of the splits; low-rank additions are merged at the end."""
         checkpoints = self._checkpoints(name)
         plain = merging(self.backbone, model.weights)
-        phases = self._train(model, plan.phases, splits.train, splits.validation, name, checkpoints)
+        phases = self._train(model, plan.phases, splits, name, checkpoints)
         merge(self.backbone)
         if self.config.average != "none":
             averaged = self._average(model, splits, plan.phases, checkpoints, plain)
@@ -212,18 +212,19 @@ class _Job(Opened):
         """Trains a model for as long as phases say, on all that may be trained on."""
         name = "refit"
         checkpoints = self._checkpoints(name)
-        self._train(model, plan, part, None, name, checkpoints)
+        self._train(model, plan, self.data.splits[0], name, checkpoints, part)
         merge(self.backbone)
 
     def _train(
         self,
         model: FineTuner,
         plan: Sequence[Phase],
-        train_part: Part,
-        validation: Part | None,
+        splits: Splits,
         name: str,
         checkpoints: Checkpoints,
+        whole: Part | None = None,
     ) -> tuple[PhaseResult, ...]:
+        train_part, validation = whole or splits.train, None if whole else splits.validation
         config, replicas = self.config, self.strategy.num_replicas_in_sync
         soft = is_soft(self)
         kept = replace(
@@ -246,7 +247,7 @@ class _Job(Opened):
                 replicas=replicas,
                 one_hot=soft,
             ),
-            solve_head=lambda model: solve_head(self, model, train_part, validation),
+            solve_head=lambda model: solve_head(self, model, splits, whole),
             checkpoints=checkpoints,
             on_phase=self.console.phase,
             callbacks=lambda phase: [MetricsLog(self.path / workdir.METRICS, phase, name)],
@@ -281,6 +282,11 @@ class _Job(Opened):
             assert done is not None  # Training is done.
             kept = filter(checkpoints.has_weights, done["top"])
             best = [checkpoints.weights_file(name) for name in kept]
+            if not best:
+                raise TrainingError(
+                    "--average=soup must have epochs to average, and this training has none",
+                    "Leave it out.",
+                )
             return greedy_soup(model, best, loss_of, lambda path: plain(read_weights(path)))
         # A head that was drawn at random says nothing: the line starts where the head is trained.
         alone = plan[0].stages == (HEAD,) and len(plan) > 1

@@ -43,7 +43,7 @@ def short_tuning(shared: Opened) -> tuple[np.ndarray, np.ndarray]:
         Data(training_batches(shared, splits.train), validation(is_soft(shared))),
         training_objective(shared, splits.train),
         settings=training_settings(config),
-        solve_head=lambda model: solve_head(shared, model, splits.train, splits.validation),
+        solve_head=lambda model: solve_head(shared, model, splits),
     )
     merge(shared.backbone)
     return predict(model, validation())

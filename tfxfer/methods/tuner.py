@@ -8,12 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer import heads
-from tfxfer.backbones import ImageContract
+from tfxfer.backbones import HEAD, ImageContract
 from tfxfer.backbones.adapters import adapt
 from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import AUTO, RunConfig
 from tfxfer.data.base import IMAGE, TEXT, DataInfo
-from tfxfer.data.parts import Part
+from tfxfer.data.parts import Part, Splits
 from tfxfer.data.pipeline import batches, train_batches
 from tfxfer.distribute import agreed, share_folder, share_weights
 from tfxfer.errors import UserError
@@ -30,7 +30,7 @@ from tfxfer.plan import (
     with_schedule,
 )
 from tfxfer.report import workdir
-from tfxfer.rules import bert, bit
+from tfxfer.rules import BitRule, bert, bit
 from tfxfer.task import REGRESSION, SINGLE_LABEL
 from tfxfer.training.epochs import Batches
 from tfxfer.training.gradient_norms import relative_gradient_norms, surgical_choice
@@ -42,7 +42,8 @@ GRADUAL = "gradual"
 
 _EPOCHS = 8
 _OF_PLAN = ("layer_decay", "schedule", "warmup", "learning_rate", "epochs", "patience")
-_RULED = ("plan", *_OF_PLAN, "optimizer", "batch_size", "mix", "augment")
+_RULED = ("plan", *_OF_PLAN, "optimizer", "batch_size", "mix", "augment", "views")
+_OF_CYCLE = ("schedule", "warmup", "patience")
 _LOOKED_AT = 8  # Batches that choose the stages of `surgical`.
 _SOUP = 5  # Epochs whose weights are candidates for a soup.
 
@@ -66,7 +67,7 @@ def ruled(config: RunConfig, data: DataInfo) -> RunConfig:
         raise UserError(
             f"--rule={config.rule} sets {name} itself", f"Leave --{name} or --rule out."
         )
-    rule = bit(_examples(config, data), _size(data))
+    rule = _bit(config, data)
     open_size = not config.image_size and config.backbone.startswith("keras:")
     # Only images have a size, and only some networks leave it open.
     return config.replace(
@@ -107,6 +108,11 @@ def with_plan(config: RunConfig) -> RunConfig:
     return config.replace(plan=GRADUAL) if config.plan == AUTO else config
 
 
+def _bit(config: RunConfig, data: DataInfo) -> BitRule:
+    height, width = data.shape[:2] if data.inputs == IMAGE else (None, None)
+    return bit(_examples(config, data), (height, width) if height and width else None)
+
+
 def _examples(config: RunConfig, data: DataInfo) -> int:
     """Returns how many examples will be trained on, at most."""
     if config.protocol == "vtab1k":
@@ -117,11 +123,6 @@ def _examples(config: RunConfig, data: DataInfo) -> int:
     if config.shots:
         most.append(config.shots * data.task.units)
     return min(most)
-
-
-def _size(data: DataInfo) -> tuple[int, int] | None:
-    height, width = data.shape[:2] if data.inputs == IMAGE else (None, None)
-    return (height, width) if height and width else None
 
 
 def new_model(shared: Opened, train: Part) -> FineTuner:
@@ -181,8 +182,7 @@ def plan_of(shared: Opened, model: FineTuner) -> Plan:
     """
     config, stages = shared.config, model.stage_names
     if config.rule == "bit":
-        train = shared.data.splits[0].train
-        return bit(train.examples, _size(shared.data.source.info)).plan(stages)
+        return _bit(config, shared.data.source.info).plan(stages)
     chosen: Sequence[str] = ()
     if leaves_choice(config.plan):
         chosen = _chosen(shared, model)
@@ -192,9 +192,14 @@ def plan_of(shared: Opened, model: FineTuner) -> Plan:
             f"--plan={config.plan} says {given[0]} itself",
             f"Leave --{given[0]} out, and edit the file.",
         )
-    if config.plan.startswith("fastai") and (given := config.given(("schedule", "warmup"))):
+    if config.plan.startswith("fastai") and (given := config.given(_OF_CYCLE)):
         raise UserError(
             f"--plan=fastai is one cycle, and has its own {given[0]}", f"Leave --{given[0]} out."
+        )
+    if config.adapt != "none" and all(phase.stages == (HEAD,) for phase in plan.phases):
+        raise UserError(
+            f"--adapt={config.adapt} is for the backbone, and --plan={config.plan} freezes it",
+            "Leave one of them out.",
         )
     if is_file(config.plan):
         return plan
@@ -206,34 +211,64 @@ def plan_of(shared: Opened, model: FineTuner) -> Plan:
 
 def _chosen(shared: Opened, model: FineTuner) -> tuple[str, ...]:
     """Chooses a stage by its gradients, under a head that knows the task."""
-    train = shared.data.splits[0].train
-    before = model.head.get_weights()
-    solve_head(shared, model, train, shared.data.splits[0].validation)
-    few = batches(train, shared.config.batch_size, image_size=model.backbone.contract.size)
+    name = ", or name the stages, as in --plan='surgical(stages=block1)'."
+    if shared.config.adapt == "lora":
+        raise UserError(
+            "--plan=surgical chooses a stage by its gradient, and low-rank additions have none at "
+            "the start",
+            f"Leave --adapt out{name}",
+        )
+    splits, *others = shared.data.splits
+    if others:
+        raise UserError(
+            "--plan=surgical chooses a stage by training examples, and with --folds these are "
+            "tested on too",
+            f"Leave --folds out{name}",
+        )
+    train, before = splits.train, model.head.get_weights()
+    solve_head(shared, model, splits)
+    # Not the first ones, which may be of one class.
+    rows = np.random.default_rng(shared.config.seed).permutation(train.examples)
+    drawn = train.pick(rows[: _LOOKED_AT * shared.config.batch_size], "a few to choose stages by")
+    few = batches(drawn, shared.config.batch_size, image_size=model.backbone.contract.size)
     aim = objective(shared.task, train.labels)
-    norms = relative_gradient_norms(model, few.take(_LOOKED_AT), aim.loss())
+    norms = relative_gradient_norms(model, few, aim.loss())
     model.head.set_weights(before)
     return tuple(agreed(shared.strategy, surgical_choice(norms)))
 
 
-def solve_head(shared: Opened, model: FineTuner, train: Part, validation: Part | None) -> None:
+def solve_head(
+    shared: Opened, model: FineTuner, splits: Splits, whole: Part | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Gives a model the best linear head on the features of its backbone as it is.
 
     Args:
         shared: Data, backbone and cache.
         model: The model.
-        train: Training examples.
-        validation: Chooses the strength of the penalty; the training examples do if `None`.
+        splits: Training examples, and those that choose the strength of the penalty.
+        whole: Training examples for the head, if not those of `splits`, by which the strength is
+            chosen in any case: no example may judge a head that has learned it.
+
+    Returns:
+        Outputs of the model and `y` of the training examples.
     """
     name = "ridge" if shared.task.kind == REGRESSION else "logistic"
-    arrays = []
-    for part in (train, validation or train):
+
+    def arrays(part: Part) -> tuple[np.ndarray, np.ndarray]:
         found = features_of(shared, part)
         rows = found.positions(part)
-        arrays.append((found.first[rows], found.y[rows]))
-    fitted = heads.fit_head(name, shared.task, *arrays)
+        return found.first[rows], found.y[rows]
+
+    train, validation = arrays(splits.train), arrays(splits.validation)
+    fitted = heads.fit_head(name, shared.task, train, validation)
+    if whole is not None:
+        train = arrays(whole)
+        fitted = heads.fit_head(name, shared.task, train, validation, strength=fitted.strength)
     share_weights(shared.strategy, fitted.layer)
-    heads.assign_linear(model.head, *fitted.layer.get_weights())
+    kernel, bias = fitted.layer.get_weights()
+    heads.assign_linear(model.head, kernel, bias)
+    x, y = train
+    return x @ kernel + bias, y
 
 
 def features_of(shared: Opened, part: Part) -> Features:
@@ -277,7 +312,10 @@ class Resized:
 
 def training_batches(shared: Opened, part: Part) -> Batches:
     """Batches a part of the data as a config has it."""
-    config = shared.config
+    config, more = shared.config, {}
+    if config.rule == "bit":
+        rule = _bit(config, shared.data.source.info)
+        more = {"margin": rule.resize / rule.crop, "alpha": rule.mixup}
     found = train_batches(
         part,
         config.batch_size,
@@ -289,6 +327,7 @@ def training_batches(shared: Opened, part: Part) -> Batches:
         balance=config.balance,
         replicas=shared.strategy.num_replicas_in_sync,
         one_hot=is_soft(shared),
+        **more,
     )
     return Resized(found, shared.backbone.contract) if config.jit else found
 

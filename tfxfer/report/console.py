@@ -239,9 +239,12 @@ class Console:
         ):
             self._print(f"wrote {path / name}  ({meaning})")
 
-    def goes_on(self, path: Path) -> None:
-        """Announces that a run which was killed goes on."""
-        self._print(f"going on with the unfinished run in {path}")
+    def workdir(self, path: Path, goes_on: bool) -> None:
+        """Prints where a run writes to, which names it should it be killed."""
+        if goes_on:
+            self._print(f"going on with the unfinished run in {path}")
+        else:
+            self._print(f"workdir   {path}: if it is killed, --workdir={path} goes on")
 
     def averaged(self, averaged: Averaged) -> None:
         """Prints which weights validation chose to take together."""
@@ -353,15 +356,20 @@ class Console:
                 f"{phase.seconds:.1f}",
             )
         self._rich.print(table)
-        last = [phase for phase in phases if phase.kept and phase.loss is not None][-1:]
-        for phase in last:
+        for phase in _last_of_each(phases):
             if phase.val_loss is not None and phase.val_metric is not None:
+                ran = f"as the best epoch of {phase.name} ran" if phase.epochs else "head solved"
                 self._print(
-                    f"train against validation, as the best epoch of {phase.name} ran: "
+                    f"train against validation, {ran}: "
                     f"loss {phase.loss:.4f} and {phase.val_loss:.4f}, "
                     f"{metric} {phase.train_metric:.4f} and {phase.val_metric:.4f}"
                 )
         for phase in phases:
+            if phase.epochs and not phase.best_epoch:
+                self._print(
+                    f"phase {phase.name} diverged in epoch {phase.epochs} and was undone: "
+                    "with a smaller learning rate it may be of use"
+                )
             if phase.unmoved:
                 self._print(
                     f"phase {phase.name}: {', '.join(phase.unmoved)} did not move: no gradient "
@@ -370,6 +378,17 @@ class Console:
 
     def _print(self, line: str) -> None:
         self._rich.print(line)
+
+
+def _last_of_each(phases: Sequence[PhaseResult]) -> list[PhaseResult]:
+    """Returns the last phase that stands of each model, such as those of folds."""
+    last: list[PhaseResult] = []
+    for phase in phases:
+        if not last or phase.name == phases[0].name:
+            last.append(phase)  # As the first phase stands in any case.
+        elif phase.kept:
+            last[-1] = phase
+    return last
 
 
 def _decimals(value: float | None) -> str:

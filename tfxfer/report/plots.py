@@ -4,7 +4,6 @@ Matplotlib is imported as the first one is drawn.
 """
 
 import contextlib
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +136,7 @@ def phase_curves(lines: Lines, path: Path, undone: Collection[tuple[str, str]] =
                 }
                 x = [starts[phase] + line["epoch"] for line in epochs]
                 for key, colour in ((name, _BLUE), (f"val_{name}", _ORANGE)):
-                    y = [line.get(key, math.nan) for line in epochs]
+                    y = np.array([line.get(key) for line in epochs], float)  # NaN for `None`.
                     axes.plot(x, y, color=colour, **style)
             _mark_phases(axes, widths, starts, {p for m, p in undone if len(models) == 1})
             axes.set_ylabel(name)
@@ -271,7 +270,7 @@ def _name_phases(axes: "Axes", widths: Mapping[str, int], starts: Mapping[str, i
 
 def _scale_loss(axes: "Axes", lines: Lines) -> None:
     """Makes the scale logarithmic where an even one would hide the small losses."""
-    losses = np.array([line[key] for line in lines for key in ("loss", "val_loss") if key in line])
+    losses = np.array([line.get(key) for line in lines for key in ("loss", "val_loss")], float)
     losses = losses[np.isfinite(losses)]
     if losses.size and losses.min() > 0 and losses.max() > _WIDE * losses.min():
         axes.set_yscale("log")

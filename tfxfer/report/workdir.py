@@ -16,7 +16,7 @@ from typing import Any
 
 from tfxfer.config import INVOCATION, RunConfig
 from tfxfer.data.kinds import FOLDER, kind_of
-from tfxfer.errors import UserError
+from tfxfer.errors import TrainingError, UserError
 from tfxfer.files import UNFINISHED, remove, remove_unfinished, written_whole
 from tfxfer.locks import lock
 from tfxfer.report.replacing import Place
@@ -184,14 +184,22 @@ def _is_same(path: Path, config: RunConfig, identity: Mapping[str, Any]) -> bool
 
 def _can_go_on(path: Path) -> bool:
     """Whether a run left checkpoints that another process can go on from."""
-    inner = [path / TEACHER, *(path / RUNGS).glob("*")]
-    if any((each / RESULTS).is_file() for each in inner):  # Trained first, by a run of its own.
+    if _has_inner(path):
         return True
-    if not (models := [model for each in (path, *inner) for model in _models(each)]):
+    if not (models := [model for each in (path, *_inner(path)) for model in _models(each)]):
         return False
     from tfxfer.training.checkpoints import can_go_on  # Not before: it brings TensorFlow.
 
     return any(map(can_go_on, models))
+
+
+def _inner(path: Path) -> list[Path]:
+    """Returns the folders of teachers and rungs, which are trained by runs of their own."""
+    return [path / TEACHER, *(path / RUNGS).glob("*")]
+
+
+def _has_inner(path: Path) -> bool:
+    return any((each / RESULTS).is_file() for each in _inner(path))
 
 
 def _models(path: Path) -> list[Path]:
@@ -205,8 +213,9 @@ def _going_on_told(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not _can_go_on(path):
-            _place(path).undo()
+        if isinstance(error, TrainingError) or not _can_go_on(path):
+            if not _has_inner(path):
+                _place(path).undo()
             raise
         again = f"the same command with --workdir={path} goes on where it was"
         if isinstance(error, KeyboardInterrupt):

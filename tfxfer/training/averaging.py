@@ -1,6 +1,6 @@
 """After training: weights between pretrained and trained ones, or the mean of several epochs'."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,14 @@ class Averaged:
     Attributes:
         kind: `wise_ft` or `soup`.
         tried: What was validated, in that order, and its validation loss: the share of the trained
-            weights, or the names of the candidates, such as `a` and `a + b`.
+            weights, or the names of the candidates, such as `a` and `a + b`; `None` where the loss
+            was not finite.
         chosen: The share, or the names of the candidates that went in, the best first.
         val_loss: Validation loss of what was chosen.
     """
 
     kind: str
-    tried: tuple[tuple[float | str, float], ...]
+    tried: tuple[tuple[float | str, float | None], ...]
     chosen: tuple[float | str, ...]
     val_loss: float
 
@@ -74,7 +75,7 @@ def wise_ft(
     loss, negative = min((_rank(loss), -alpha) for alpha, loss in losses.items())
     _check_finite(loss)
     model.set_weights(_between(start, trained, -negative))
-    return Averaged("wise_ft", tuple(losses.items()), (-negative,), loss)
+    return Averaged("wise_ft", _finite(losses.items()), (-negative,), loss)
 
 
 def greedy_soup(
@@ -134,7 +135,7 @@ def greedy_soup(
             total, least = summed, loss
             chosen.append(names[i])
     model.set_weights(_mean(total, len(chosen), best))
-    return Averaged("soup", tuple(tried), tuple(chosen), least)
+    return Averaged("soup", _finite(tried), tuple(chosen), least)
 
 
 def _between(
@@ -165,6 +166,12 @@ def _is_float(values: np.ndarray) -> bool:
 
 def _name(candidate: Path | Sequence[np.ndarray], number: int) -> str:
     return candidate.stem if isinstance(candidate, Path) else str(number)
+
+
+def _finite(
+    tried: Iterable[tuple[float | str, float]],
+) -> tuple[tuple[float | str, float | None], ...]:
+    return tuple((name, loss if np.isfinite(loss) else None) for name, loss in tried)
 
 
 def _rank(loss: float) -> float:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from tfxfer.files import written_whole
 from tfxfer.plan import Phase
@@ -12,6 +13,8 @@ from tfxfer.plan import Phase
 
 class MetricsLog(keras.callbacks.Callback):
     """Appends one JSON line an epoch: phase, epoch from 1, losses, metrics, rate, seconds.
+
+    What is not finite is written as null, since JSON has no other number for it.
 
     Args:
         path: File to append to.
@@ -53,8 +56,12 @@ class MetricsLog(keras.callbacks.Callback):
             **self._named,
             "phase": self._phase.name,
             "epoch": epoch + 1,
-            **{name: float(value) for name, value in (logs or {}).items()},
+            **{name: _finite(value) for name, value in (logs or {}).items()},
             "seconds": round(time.perf_counter() - self._start, 3),
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

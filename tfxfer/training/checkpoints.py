@@ -105,7 +105,15 @@ class Checkpoints:
         """
         if losses is not None:
             _write(self._losses_file(name), lambda file: np.save(file, losses))
-        _write(self.weights_file(name), lambda file: np.savez(file, *model.get_weights()))
+        self.write_arrays(name, model.get_weights())
+
+    def write_arrays(self, name: str, arrays: Sequence[np.ndarray]) -> None:
+        """Writes what `read_weights` reads."""
+        # With types by name: of bfloat16, NumPy's files keep the bytes alone.
+        named: dict[str, Any] = {
+            f"{number} {each.dtype.name}": each for number, each in enumerate(arrays)
+        }
+        _write(self.weights_file(name), lambda file: np.savez(file, **named))
 
     def read_losses(self, name: str) -> np.ndarray | None:
         """Returns the losses that were written with weights; `None` if there were none."""
@@ -113,7 +121,7 @@ class Checkpoints:
         return np.load(path) if path.is_file() else None
 
     def read_weights(self, name: str) -> list[np.ndarray]:
-        """Returns weights as `model.get_weights()` gave them."""
+        """Returns weights as `model.get_weights()` gave them, or the arrays of that name."""
         return read_weights(self.weights_file(name))
 
     def has_weights(self, name: str) -> bool:
@@ -184,7 +192,7 @@ class _Progress(tf.train.experimental.PythonState):
 def read_weights(path: Path) -> list[np.ndarray]:
     """Returns the weights in a file that `Checkpoints` wrote, as `model.get_weights()` has them."""
     with np.load(path) as arrays:
-        return [arrays[key] for key in arrays.files]
+        return [arrays[key].view(key.split()[1]) for key in arrays.files]
 
 
 def _checkpoint(

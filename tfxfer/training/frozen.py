@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from tfxfer.errors import UserError
+from tfxfer.errors import TrainingError
 from tfxfer.models import Staged
 from tfxfer.plan import Phase
 
@@ -33,7 +33,7 @@ def unmoved_stages(phase: Phase, model: Staged, before: dict[str, list[str]]) ->
 
     Raises:
         RuntimeError: If a frozen weight moved.
-        UserError: If nothing moved at all.
+        TrainingError: If nothing moved at all, though steps were taken.
     """
     after = digests(model)
     unmoved = []
@@ -50,8 +50,9 @@ def unmoved_stages(phase: Phase, model: Staged, before: dict[str, list[str]]) ->
             )
         if stage.name in phase.stages and not any(weight.trainable for weight in moved):
             unmoved.append(stage.name)
-    if set(unmoved) == set(phase.stages):
-        raise UserError(
+    # A head that is solved again, on the same features, is as it was.
+    if set(unmoved) == set(phase.stages) and not phase.solved:
+        raise TrainingError(
             f"Phase {phase.name!r} trains at rate {max(phase.rates):g}, and no weight moved",
             "Choose a larger learning rate.",
         )

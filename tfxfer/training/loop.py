@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tfxfer.distribute import all_agree
-from tfxfer.errors import UserError
+from tfxfer.errors import TrainingError
 from tfxfer.evaluate import predict
 from tfxfer.models import Staged
 from tfxfer.models.step import StepModel
@@ -18,15 +18,16 @@ from tfxfer.plan import Phase, check_plan
 from tfxfer.training.checkpoints import Checkpoints, State
 from tfxfer.training.epochs import Batches, Data, Epochs, Standing, Timer
 from tfxfer.training.frozen import digests, unmoved_stages
-from tfxfer.training.moving_average import MovingAverage
+from tfxfer.training.moving_average import MovingAverage, moving
 from tfxfer.training.objective import Objective
 from tfxfer.training.schedules import factor
 from tfxfer.training.settings import Settings
 
 __all__ = ["Batches", "Data", "PhaseResult", "Settings", "train"]
 
-START, LAST = "start", "last"
-"""Names of the weights that training started from, and of those of the last epoch."""
+START, LAST, MOMENTS = "start", "last", "moments"
+"""Names of the weights that training started from and of those of the last epoch, and of the state
+of the optimizer at the start of a phase."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,18 @@ class PhaseResult:
     Attributes:
         name: Of the phase.
         epochs: Epochs run.
-        best_epoch: The epoch, from 1, whose weights were kept; 0 if the head was solved.
-        loss: Training loss of that epoch, the mean over its steps; `None` if it was solved.
-        train_metric: The metric on the training batches of that epoch, as they were learned.
-        val_loss: Validation loss of that epoch; `None` without validation, as `val_metric`.
+        best_epoch: The epoch, from 1, whose weights were kept; 0 if the head was solved, or if a
+            loss was not finite.
+        loss: Training loss of that epoch, the mean over its steps, or of the solved head; `None` if
+            there is none.
+        train_metric: The metric on the training batches of that epoch, as they were learned, or of
+            the solved head.
+        val_loss: Validation loss of that epoch, or of the solved head; `None` without validation
+            or if a loss was not finite, as `val_metric`.
         metric: Name of what `val_metric` is, such as `accuracy`.
         val_metric: That metric on validation, after that epoch.
         unmoved: Stages that it was to train and that did not move, as their gradients vanish.
-        kept: Whether it stands; if it made the model worse, it was undone.
+        kept: Whether it stands; if it made the model worse or diverged, it was undone.
         seconds: Wall time, tracing included.
     """
 
@@ -68,7 +73,7 @@ def train(
     *,
     settings: Settings | None = None,
     shortcut: Callable[[Phase], tuple[StepModel, Data] | None] = lambda phase: None,
-    solve_head: Callable[[Staged], None] | None = None,
+    solve_head: Callable[[Staged], tuple[np.ndarray, np.ndarray]] | None = None,
     checkpoints: Checkpoints | None = None,
     on_phase: Callable[[Phase], None] = lambda phase: None,
     callbacks: Callable[[Phase], Sequence[keras.callbacks.Callback]] = lambda phase: (),
@@ -79,8 +84,9 @@ def train(
     One optimizer serves all phases, so its moments persist. A phase stops when the validation
     loss has not improved for `patience` epochs, and leaves the weights of its best epoch. It is
     undone if these are worse than the best phase before: if the validation losses of the same
-    examples differ, in the mean, by more than the standard error of that mean. Without validation
-    every phase runs to its last epoch, and stands.
+    examples differ, in the mean, by more than the standard error of that mean, or if a loss is not
+    finite. The next phase then starts with the weights and moments that this one found. Without
+    validation every phase runs to its last epoch, and stands.
 
     Each replica takes its share of a batch, and runs the model's own `train_step`; with one
     device and one phase this is what Keras' `fit` does, to the bit.
@@ -93,7 +99,8 @@ def train(
         settings: How steps are taken; as usual if `None`.
         shortcut: Gives a model that shares the weights that a phase trains, and data for it, such
             as the outputs of frozen stages; the phase then trains that.
-        solve_head: Solves the head for phases that ask for it.
+        solve_head: Solves the head for phases that ask for it; returns outputs of the model and `y`
+            of the training examples.
         checkpoints: Where the state is kept, and found if the process was killed; in a temporary
             folder if `None`.
         on_phase: Called as a phase begins, or goes on.
@@ -105,7 +112,8 @@ def train(
 
     Raises:
         ValueError: If the plan does not fit the model's stages.
-        UserError: If training diverges, or a phase moves nothing at all.
+        TrainingError: If a loss is not finite before any phase stands on validation, or if a phase
+            moves nothing at all.
         RuntimeError: If a phase moved a frozen weight.
     """
     check_plan(plan, model.stage_names, whole=False)
@@ -120,6 +128,7 @@ def train(
                 model, data, objective, settings or Settings(), checkpoints, on_phase
             )
             results = training.run(plan, shortcut, solve_head, callbacks, verbose)
+            checkpoints.remove_weights(MOMENTS)
             top = [name for _, name in training.state["top"]]
             checkpoints.finish(model, {"results": [asdict(each) for each in results], "top": top})
     model.unfreeze(plan[-1].stages, bn)
@@ -190,12 +199,15 @@ class _Training:
         held = self.state["phase"] or {"standing": None, "digests": None, "seconds": 0.0}
         timer, standing = Timer(held["seconds"]), Standing.of(held["standing"])
         before = held["digests"] or digests(self._model)
+        if self.state["phase"] is None and self.state["best"] is not None:  # It may be undone.
+            moments = [each.numpy() for each in self._optimizer.variables]
+            self._checkpoints.write_arrays(MOMENTS, moments)
         steps = phase.steps or phase.epochs * data.train.steps
         self._settings.compile(trained, self._optimizer, self._objective, self._toward)
         with self._strategy.scope():
             average = None
             if self._settings.ema:
-                average = MovingAverage(_moving(self._model), self._settings.ema)
+                average = MovingAverage(moving(self._model), self._settings.ema)
         self._rates.rates = dict(zip(phase.stages, phase.rates, strict=True))
         set_to = 0.0
 
@@ -242,10 +254,19 @@ class _Training:
         if held["standing"] is not None:
             self._checkpoints.restore(variables())
         standing = epochs.run(step, self._strategy, standing, callbacks, verbose)
-        _check_finite(phase, standing.history)
-        unmoved = unmoved_stages(phase, self._model, before)
-        self._model.set_weights(self._checkpoints.read_weights(of_phase(number)))
         history, best = standing.history, standing.best
+        finite = np.isfinite([*history["loss"], *history.get("val_loss", [])]).all()
+        if not finite and self.state["best"] is None:
+            raise TrainingError(
+                f"Phase {phase.name!r} must have a finite loss, and has none in epoch "
+                f"{standing.epoch}",
+                f"Choose a learning rate below {max(phase.rates):g}.",
+            )
+        unmoved = unmoved_stages(phase, self._model, before)
+        if finite:
+            self._model.set_weights(self._checkpoints.read_weights(of_phase(number)))
+        else:
+            history, best = {}, -1
         self._end(
             number,
             PhaseResult(
@@ -258,7 +279,7 @@ class _Training:
                 metric=self._objective.metric,
                 val_metric=_at(history, f"val_{self._objective.metric}", best),
                 unmoved=unmoved,
-                kept=self._stands(number),
+                kept=bool(finite) and self._stands(number),
                 seconds=timer.seconds,
             ),
         )
@@ -267,7 +288,7 @@ class _Training:
         self,
         phase: Phase,
         number: int,
-        solve_head: Callable[[Staged], None] | None,
+        solve_head: Callable[[Staged], tuple[np.ndarray, np.ndarray]] | None,
         shortcut: Callable[[Phase], tuple[StepModel, Data] | None],
     ) -> None:
         if solve_head is None:
@@ -275,7 +296,9 @@ class _Training:
                 f"Phase {phase.name!r} expected a way to solve the head, received none."
             )
         timer, before = Timer(), digests(self._model)
-        solve_head(self._model)
+        outputs, y = solve_head(self._model)
+        loss = float(self._objective.example_losses(outputs, y).mean())
+        train_metric = self._objective.measure(outputs, y)
         unmoved = unmoved_stages(phase, self._model, before)
         losses, val_metric = None, None
         if self._data.validation is not None:
@@ -291,8 +314,8 @@ class _Training:
                 name=phase.name,
                 epochs=0,
                 best_epoch=0,
-                loss=None,
-                train_metric=None,
+                loss=loss,
+                train_metric=train_metric,
                 val_loss=None if losses is None else float(losses.mean()),
                 metric=self._objective.metric,
                 val_metric=val_metric,
@@ -308,7 +331,12 @@ class _Training:
             self.state["kept"] = of_phase(number)
         else:
             self._model.set_weights(self._checkpoints.read_weights(self.state["kept"]))
-        best = [each["val_loss"] for each in self.state["results"]]
+            if result.epochs:
+                moments = self._checkpoints.read_weights(MOMENTS)
+                for variable, value in zip(self._optimizer.variables, moments, strict=True):
+                    variable.assign(value)
+        losses = [each["val_loss"] for each in self.state["results"]]
+        best = [loss for loss in losses if loss is not None]
         if result.val_loss is not None and result.val_loss < min(best, default=np.inf):
             self.state["best"] = of_phase(number)
         self.state["results"].append(asdict(result))
@@ -358,31 +386,6 @@ def _results(state: State) -> tuple[PhaseResult, ...]:
     return tuple(
         PhaseResult(**{**each, "unmoved": tuple(each["unmoved"])}) for each in state["results"]
     )
-
-
-def _moving(model: Staged) -> list[keras.Variable]:
-    """Returns the weights that a phase may move, statistics of batch normalization too.
-
-    These only on one device: replicas have their own until an epoch ends.
-    """
-    several = model.distribute_strategy.num_replicas_in_sync > 1
-    statistics = {id(each) for stage in model.stages for each in stage.statistics}
-    return [
-        weight
-        for stage in model.stages
-        if any(each.trainable for each in stage.learned) or stage.bn == "train"
-        for weight in stage.weights
-        if not (several and id(weight) in statistics)
-    ]
-
-
-def _check_finite(phase: Phase, history: dict[str, list[float]]) -> None:
-    if not np.isfinite([*history["loss"], *history.get("val_loss", [])]).all():
-        raise UserError(
-            f"Phase {phase.name!r} must have a finite loss, and it is "
-            f"{history['loss'][-1]} in epoch {len(history['loss'])}",
-            f"Choose a learning rate below {max(phase.rates):g}.",
-        )
 
 
 def _at(history: dict[str, list[float]], name: str, epoch: int) -> float | None:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import keras
 import tensorflow as tf
 
+from tfxfer.models import Staged
+
 
 class MovingAverage:
     """Keeps `average = decay * average + (1 - decay) * weight`, updated once a step.
@@ -46,3 +48,19 @@ class MovingAverage:
         finally:
             for weight, value in zip(self._weights, held, strict=True):
                 weight.assign(value)
+
+
+def moving(model: Staged) -> list[keras.Variable]:
+    """Returns the weights that a phase may move, statistics of batch normalization too.
+
+    These only on one device: replicas have their own until an epoch ends.
+    """
+    several = model.distribute_strategy.num_replicas_in_sync > 1
+    statistics = {id(each) for stage in model.stages for each in stage.statistics}
+    return [
+        weight
+        for stage in model.stages
+        if any(each.trainable for each in stage.learned) or stage.bn == "train"
+        for weight in stage.weights
+        if not (several and id(weight) in statistics)
+    ]

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfxfer.backbones.base import is_kernel
 from tfxfer.models import Staged
 
 _MOMENTUM = 0.9
@@ -73,7 +74,7 @@ def stage_optimizer(model: Staged, kind: str = "adam", weight_decay: float = 0.0
     Args:
         model: The fine-tuner; call this in the scope of its strategy.
         kind: `adam`, or `sgd` with a momentum of 0.9.
-        weight_decay: Decoupled (Loshchilov and Hutter 2019), of kernels only; see `decays`.
+        weight_decay: Decoupled (Loshchilov and Hutter 2019), of kernels only; see `is_kernel`.
 
     Raises:
         ValueError: If there is no such optimizer.
@@ -81,7 +82,7 @@ def stage_optimizer(model: Staged, kind: str = "adam", weight_decay: float = 0.0
     if kind not in ("adam", "sgd"):
         raise ValueError(f"Expected adam or sgd, received {kind!r}.")
     stages = {stage.name: list(stage.learned) for stage in model.stages}
-    kept = [weight for weights in stages.values() for weight in weights if not decays(weight)]
+    kept = [weight for weights in stages.values() for weight in weights if not is_kernel(weight)]
 
     def make(rate: Callable[[], tf.Tensor]) -> keras.optimizers.Optimizer:
         decay = weight_decay or None
@@ -99,8 +100,3 @@ def stage_optimizer(model: Staged, kind: str = "adam", weight_decay: float = 0.0
 
 def _product(rate: tf.Variable, factor: tf.Variable) -> Callable[[], tf.Tensor]:
     return lambda: rate * factor
-
-
-def decays(weight: keras.Variable) -> bool:
-    """Whether weight decay is for a weight: for kernels, not for biases and norms."""
-    return len(weight.shape) > 1

@@ -9,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.backbones import HEAD
+from tfxfer.backbones.base import is_kernel
 from tfxfer.models import Staged
 from tfxfer.models.step import StepModel
 from tfxfer.training.objective import Objective
-from tfxfer.training.optimizer import StageOptimizer, decays, stage_optimizer
+from tfxfer.training.optimizer import StageOptimizer, stage_optimizer
 
 Toward = Sequence[tuple[keras.Variable, tf.Tensor | None]]
 
@@ -104,6 +105,6 @@ class Settings:
             for weight in stage.learned:
                 if stage.name != HEAD:
                     pairs.append((weight, tf.constant(started[id(weight)])))
-                elif decays(weight):
+                elif is_kernel(weight):
                     pairs.append((weight, None))
         return pairs
