@@ -117,16 +117,16 @@ def test_surgical_chooses_a_stage_by_examples_of_all_classes(finetune, monkeypat
     measured = []
 
     def norms(model, batches, loss):
-        measured.extend(np.concatenate([y for _, y in batches.as_numpy_iterator()]))
+        measured.extend(y for _, y in batches.as_numpy_iterator())
         measured.append(relative_gradient_norms(model, batches, loss))
         return measured[-1]
 
     monkeypatch.setattr("tfxfer.methods.tuner.relative_gradient_norms", norms)
     source = Bright(side=8, train=np.repeat([0, 1], 100), test=20)  # As folders are read.
-    _, other = finetune(source, plan="surgical", batch_size=4).phases
+    _, other = finetune(source, plan="surgical", batch_size=8).phases
     *labels, found = measured
-    assert len(labels) == 32
-    assert 8 < sum(labels) < 24
+    assert [len(y) for y in labels] == [8] * 8
+    assert sum(0 < y.sum() < 8 for y in labels) > 6, "batches of both"
     del found["head"]
     assert other.name == f"+{max(found, key=found.get)}"
 
@@ -138,18 +138,23 @@ def test_surgical_chooses_a_stage_by_examples_of_all_classes(finetune, monkeypat
         ({"plan": "surgical", "folds": 2}, "tested on too"),
         ({"plan": "head", "adapt": "bitfit"}, "--plan=head freezes it"),
         ({"plan": "fastai", "patience": 5}, "has its own patience"),
-        ({"plan": "lp_ft", "average": "soup"}, "must have epochs to average"),
     ],
 )
-def test_what_would_be_of_no_use_is_refused(finetune, monkeypatch, settings, message):
-    if "average" in settings:  # As where every epoch was lost.
-        monkeypatch.setattr("tfxfer.training.loop._Training._keep", keep_no_candidates)
+def test_what_would_be_of_no_use_is_refused(finetune, settings, message):
     with pytest.raises(UserError, match=message):
         finetune(**settings)
 
 
-def keep_no_candidates(training, number, standing, best, losses):
-    training._checkpoints.write_weights(f"phase-{number + 1}", training._model, losses)
+def test_a_rule_leaves_alone_what_a_plan_says_itself(finetune):
+    assert [phase.name for phase in finetune(plan="fastai", rule="bert").phases] == ["head", "all"]
+
+
+def test_a_soup_of_epochs_that_were_undone_is_none(finetune, capsys):
+    result = finetune(plan="lp_ft", average="soup", learning_rate=1e30)
+    assert [phase.kept for phase in result.phases] == [True, False]
+    assert result.averages == ()
+    assert result.metrics["validation"].loss == pytest.approx(result.phases[0].val_loss, rel=1e-4)
+    assert "no epochs are as good as the trained weights" in capsys.readouterr().out
 
 
 def test_a_refit_takes_the_strength_that_validation_chose(source, network, tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def test_a_backbone_whose_training_fails_is_left_out_and_named(tmp_path, capsys)
     assert "finite" in failed[str(path)]
     said = capsys.readouterr().out
     assert "steep.keras failed in round 1: " in said
-    assert "only tiny could be fine-tuned" in said
+    assert "only tiny is left" in said
 
 
 def test_texts(tmp_path):

@@ -22,6 +22,7 @@ from tfxfer.report.plots import phase_curves
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 from tfxfer.training import loop
 from tfxfer.training.callbacks import MetricsLog
+from tfxfer.training.checkpoints import Checkpoints
 from tfxfer.training.loop import Data, _worse
 from tfxfer.training.objective import objective
 from tfxfer.training.settings import Settings
@@ -146,6 +147,36 @@ def test_after_an_undone_phase_all_is_as_before_it(rate, data, tmp_path):
     assert then.val_loss == first.val_loss
     for ours, theirs in zip(model.get_weights(), expected, strict=True):
         assert np.array_equal(ours, theirs)
+
+
+def test_a_phase_that_is_undone_after_a_kill_leaves_no_moments(data, tmp_path):
+    backbone = load_backbone(saved(Module(["a/w", "b/w"]), tmp_path / "hub"))
+    model = FineTuner(backbone, keras.layers.Dense(3))
+    start = model.get_weights()
+    rates = {"good": 1e-3, "spoil": 10.0, "more": 1e-3}
+    plan = [Phase(name, model.stage_names, 2, rate) for name, rate in rates.items()]
+    whole = train(model, plan, data, data)
+    expected = model.get_weights()
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    def killed_in(phase):
+        return [Kill()] if phase.name == "spoil" else []
+
+    def checkpoints():
+        return Checkpoints(tmp_path / "run", {}, seconds=0)
+
+    model.set_weights(start)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, plan, data, data, checkpoints=checkpoints(), callbacks=killed_in)
+    model.set_weights(start)
+    again = train(model, plan, data, data, checkpoints=checkpoints())
+    assert [each.kept for each in again] == [each.kept for each in whole] == [True, False, True]
+    for ours, theirs in zip(model.get_weights(), expected, strict=True):
+        assert np.array_equal(ours, theirs)
+    assert not Checkpoints(tmp_path / "run", {}).has_weights("moments")
 
 
 def test_a_phase_that_diverges_is_undone(model, data, tmp_path):

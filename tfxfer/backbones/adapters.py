@@ -24,8 +24,8 @@ def adapt(backbone: Backbone, kind: str, rank: int = 8) -> None:
         and norms are fixed; batch normalization runs as in inference, unless `bn` is `train`.
         Depthwise and transposed convolutions, and kernels with a constraint, stay as they are.
         `merge` adds the products to the kernels.
-    *   `bitfit` (Ben Zaken et al. 2022, "BitFit"): weights of one dimension or none, which are
-        biases and the parameters of norms, train; the others are fixed.
+    *   `bitfit` (Ben Zaken et al. 2022, "BitFit"): biases and the parameters of norms train; what
+        `is_kernel` is fixed.
     *   `none` changes nothing.
 
     The fixed weights are `fixed` of their stage. A stage that would have nothing to train goes

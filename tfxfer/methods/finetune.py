@@ -17,7 +17,6 @@ from tfxfer.config import RunConfig
 from tfxfer.data.base import DataSource
 from tfxfer.data.parts import Part, Splits
 from tfxfer.data.pipeline import batches
-from tfxfer.errors import TrainingError
 from tfxfer.evaluate import (
     AnyEvaluation,
     inference,
@@ -55,6 +54,8 @@ from tfxfer.training.callbacks import MetricsLog
 from tfxfer.training.checkpoints import Checkpoints, read_weights
 from tfxfer.training.forward_time import forward_seconds
 from tfxfer.training.loop import START, Data, PhaseResult, of_phase, train
+
+_ROUNDING = 1e-6  # Of a loss, where low-rank additions are merged.
 
 
 def run(
@@ -203,7 +204,7 @@ class _Job(Opened):
         merge(self.backbone)
         if self.config.average != "none":
             averaged = self._average(model, splits, plan.phases, checkpoints, plain)
-            self.averages.append(averaged)
+            self.averages.extend(filter(None, [averaged]))
             self.console.averaged(averaged)
         self.undone.extend((name, phase) for phase in phases if not phase.kept)
         return phases
@@ -265,10 +266,11 @@ class _Job(Opened):
         plan: Sequence[Phase],
         checkpoints: Checkpoints,
         plain: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
-    ) -> Averaged:
+    ) -> Averaged | None:
         """Averages weights that training left on the disk; validation judges.
 
-        `plain` merges low-rank additions that are among them.
+        `plain` merges low-rank additions that are among them. Where the best epochs are of a phase
+        that was undone, or there are none, as of a head that is solved, weights stay.
         """
         data = self.evaluated(splits.validation)
         step, aim = inference(model, data), training_objective(self, splits.train)
@@ -282,12 +284,13 @@ class _Job(Opened):
             assert done is not None  # Training is done.
             kept = filter(checkpoints.has_weights, done["top"])
             best = [checkpoints.weights_file(name) for name in kept]
-            if not best:
-                raise TrainingError(
-                    "--average=soup must have epochs to average, and this training has none",
-                    "Leave it out.",
-                )
-            return greedy_soup(model, best, loss_of, lambda path: plain(read_weights(path)))
+            before = loss_of(model)
+            if best:
+                soup = greedy_soup(model, best, loss_of, lambda path: plain(read_weights(path)))
+                if soup.val_loss <= before * (1 + _ROUNDING):
+                    return soup
+            model.set_weights(trained)
+            return None
         # A head that was drawn at random says nothing: the line starts where the head is trained.
         alone = plan[0].stages == (HEAD,) and len(plan) > 1
         start = plain(checkpoints.read_weights(of_phase(0) if alone else START))

@@ -170,7 +170,8 @@ def _check_outputs(teacher: Teacher, outputs: np.ndarray, task: Task) -> None:
         return
     shares = outputs.min() >= 0 and outputs.max() <= 1 + _SUM and outputs.any()
     sums = np.abs(outputs.sum(axis=-1) - 1).max() <= _SUM
-    if teacher.outputs == LOGITS and shares and (sums or task.kind == MULTI_LABEL):
+    each = task.kind == MULTI_LABEL or outputs.shape[-1] == 1
+    if teacher.outputs == LOGITS and shares and (sums or each):
         kind = SOFTMAX if sums else SIGMOID
         raise UserError(
             f"The outputs of {teacher.name} must be logits, and look like probabilities: all are "

@@ -165,8 +165,8 @@ def _columns(spec: str, units: int, names: tuple[str, ...], task: Task) -> tuple
         )
     if len(names) != units or len(set(names)) != units:
         raise UserError(
-            f"Teacher {spec!r} must have a name for each of its {units} outputs, each another, and "
-            f"has {len(set(names))}",
+            f"Teacher {spec!r} must have {units} names of classes, each another, and has "
+            f"{len(set(names))}",
             "Correct the file of labels=FILE.",
         )
     if missing := [name for name in task.names if name not in names]:

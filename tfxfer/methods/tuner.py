@@ -14,7 +14,7 @@ from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import AUTO, RunConfig
 from tfxfer.data.base import IMAGE, TEXT, DataInfo
 from tfxfer.data.parts import Part, Splits
-from tfxfer.data.pipeline import batches, train_batches
+from tfxfer.data.pipeline import train_batches
 from tfxfer.distribute import agreed, share_folder, share_weights
 from tfxfer.errors import UserError
 from tfxfer.features import Features, covering, extract
@@ -98,7 +98,7 @@ def with_recipe(shared: Opened) -> Opened:
         found = bert(train.examples, config.batch_size, config.adapt != "none")
         own = set(config.given(list(found)))
         own |= set(_OF_PLAN) if config.plan != AUTO and is_file(config.plan) else set()
-        own |= {"schedule", "warmup"} if config.plan.startswith("fastai") else set()
+        own |= set(_OF_CYCLE) if config.plan.startswith("fastai") else set()
         config = config.replace(**{k: value for k, value in found.items() if k not in own})
     return replace(shared, config=with_plan(config))
 
@@ -227,12 +227,15 @@ def _chosen(shared: Opened, model: FineTuner) -> tuple[str, ...]:
         )
     train, before = splits.train, model.head.get_weights()
     solve_head(shared, model, splits)
-    # Not the first ones, which may be of one class.
-    rows = np.random.default_rng(shared.config.seed).permutation(train.examples)
-    drawn = train.pick(rows[: _LOOKED_AT * shared.config.batch_size], "a few to choose stages by")
-    few = batches(drawn, shared.config.batch_size, image_size=model.backbone.contract.size)
+    # Shuffled, since batches of one class each, as folders are read, have other gradients.
+    drawn = train_batches(
+        train,
+        shared.config.batch_size,
+        seed=shared.config.seed,
+        image_size=model.backbone.contract.size,
+    )
     aim = objective(shared.task, train.labels)
-    norms = relative_gradient_norms(model, few, aim.loss())
+    norms = relative_gradient_norms(model, drawn.epoch(0).take(_LOOKED_AT), aim.loss())
     model.head.set_weights(before)
     return tuple(agreed(shared.strategy, surgical_choice(norms)))
 

@@ -56,7 +56,7 @@ def unlabelled_part(config: RunConfig, shared: Opened) -> Part | None:
         raise UserError(
             f"--unlabeled={config.unlabeled} must hold examples that validation and test do not, "
             "and holds none",
-            "Choose another dataset, or rest with --shots or --max_examples.",
+            "Choose other examples, or --noscan to learn from these.",
         )
     return part
 

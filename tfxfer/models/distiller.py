@@ -144,7 +144,8 @@ class Distiller(StepModel):
 
     def _learn_from(self, teachers: Any) -> None:
         if isinstance(teachers, Teachers):  # Those of another distiller.
-            teachers, self._teacher_weights = teachers.teachers, teachers.weights
+            self._teacher_weights = self._teacher_weights or teachers.weights
+            teachers = teachers.given
         given = teachers if isinstance(teachers, list | tuple) else [teachers]
         members = [each if isinstance(each, Teacher) else Teacher(each) for each in given]
         binary = any(term.name == "binary_kd" for term in self.terms)

@@ -28,13 +28,14 @@ def units_of(model: Any) -> int | None:
     return shape[-1] if isinstance(shape, tuple) and shape else None
 
 
-def activation_of(model: Any, guess: bool = False) -> str:
+def activation_of(model: Any, guess: bool = False, index: int = 0) -> str:
     """Tells what a model returns from the operation that its output comes from.
 
     Args:
         model: Any model or layer.
         guess: Whether the last layer of a model stands for it where that shows no graph, as a
             subclass of `keras.Model` does not.
+        index: Of the output, where there are several.
 
     Returns:
         `logits`, where nothing tells of probabilities; or `softmax` or `sigmoid`.
@@ -42,11 +43,11 @@ def activation_of(model: Any, guess: bool = False) -> str:
     if isinstance(model, BackboneModel):
         return activation_of(model.head, guess)
     if (graph := graph_of(model)) is not None:
-        operation, node, _ = graph.outputs[0]._keras_history
+        operation, node, place = graph.outputs[index]._keras_history
         while _is_of_shape(operation):
             below = operation._inbound_nodes[node].input_tensors[0]
-            operation, node, _ = below._keras_history
-        return activation_of(operation, guess)
+            operation, node, place = below._keras_history
+        return activation_of(operation, guess, place)
     if guess and isinstance(model, keras.Model) and model.layers:
         return activation_of(model.layers[-1], guess)
     return _KINDS.get(_name(model), LOGITS)

@@ -128,6 +128,7 @@ class Teachers:
                 f"Expected a weight above 0 for each of {len(teachers)} teachers, "
                 f"received {weights}."
             )
+        self.given = tuple(teachers)
         self.teachers = tuple(each.seen_for(task) for each in teachers)
         self.weights, self._compared = weights, compared
         self.shares, self.task = shares / shares.sum(), task

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console as RichConsole
 from rich.table import Column, Table
 
@@ -23,11 +22,11 @@ from tfxfer.plan import Phase
 from tfxfer.report import workdir
 from tfxfer.report.card import card_lines, card_table
 from tfxfer.report.data_words import counted, inputs, label_table, opening_lines, part_lines
+from tfxfer.report.phase_words import phase_lines, phase_table
 from tfxfer.report.plan_table import plan_table
 from tfxfer.report.result import EmbedResult, LrFindResult, Result
 from tfxfer.task import REGRESSION
 from tfxfer.training.averaging import Averaged
-from tfxfer.training.loop import PhaseResult
 
 # A loss that falls by less says nothing of the rate.
 _CLEAR_FALL = 0.05
@@ -41,6 +40,7 @@ class Console:
         self._rich = RichConsole(
             highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=quiet
         )
+        self._named = False
 
     @property
     def verbose(self) -> int:
@@ -240,14 +240,20 @@ class Console:
             self._print(f"wrote {path / name}  ({meaning})")
 
     def workdir(self, path: Path, goes_on: bool) -> None:
-        """Prints where a run writes to, which names it should it be killed."""
+        """Prints where a run writes to, which goes on there; not of runs within it."""
+        if self._named:
+            return
+        self._named = True
         if goes_on:
             self._print(f"going on with the unfinished run in {path}")
         else:
             self._print(f"workdir   {path}: if it is killed, --workdir={path} goes on")
 
-    def averaged(self, averaged: Averaged) -> None:
-        """Prints which weights validation chose to take together."""
+    def averaged(self, averaged: Averaged | None) -> None:
+        """Prints which weights validation chose to take together; `None` if it chose none."""
+        if averaged is None:
+            self._print("average soup: no epochs are as good as the trained weights, which stay")
+            return
         if averaged.kind == "wise_ft":
             (alpha,) = averaged.chosen
             chosen = f"{alpha:g} of the trained weights, the rest of those before"
@@ -296,7 +302,8 @@ class Console:
         """Prints what came of it and where everything was written."""
         written = [(workdir.RESULTS, "all results")]
         if result.phases:
-            self._phases(result.phases)
+            self._rich.print(phase_table(result.phases))
+            self.lines(phase_lines(result.phases))
         if card := result.card:
             self._rich.print(card_table(card))
             self.lines(card_lines(card))
@@ -340,59 +347,8 @@ class Console:
         ):
             self._print(f"wrote {path / name}  ({meaning})")
 
-    def _phases(self, phases: Sequence[PhaseResult]) -> None:
-        table = Table(Column("phase", overflow="fold"), box=box.SIMPLE)
-        metric = phases[0].metric
-        columns = ("epochs", "best", "loss", "val loss", f"val {metric}", "kept", "seconds")
-        for column in columns:
-            table.add_column(column, justify="right")
-        for phase in phases:
-            table.add_row(
-                phase.name,
-                str(phase.epochs) if phase.epochs else "solved",
-                str(phase.best_epoch) if phase.epochs else "",
-                *map(_decimals, (phase.loss, phase.val_loss, phase.val_metric)),
-                "yes" if phase.kept else "undone",
-                f"{phase.seconds:.1f}",
-            )
-        self._rich.print(table)
-        for phase in _last_of_each(phases):
-            if phase.val_loss is not None and phase.val_metric is not None:
-                ran = f"as the best epoch of {phase.name} ran" if phase.epochs else "head solved"
-                self._print(
-                    f"train against validation, {ran}: "
-                    f"loss {phase.loss:.4f} and {phase.val_loss:.4f}, "
-                    f"{metric} {phase.train_metric:.4f} and {phase.val_metric:.4f}"
-                )
-        for phase in phases:
-            if phase.epochs and not phase.best_epoch:
-                self._print(
-                    f"phase {phase.name} diverged in epoch {phase.epochs} and was undone: "
-                    "with a smaller learning rate it may be of use"
-                )
-            if phase.unmoved:
-                self._print(
-                    f"phase {phase.name}: {', '.join(phase.unmoved)} did not move: no gradient "
-                    "reaches there; is the backbone trained?"
-                )
-
     def _print(self, line: str) -> None:
         self._rich.print(line)
-
-
-def _last_of_each(phases: Sequence[PhaseResult]) -> list[PhaseResult]:
-    """Returns the last phase that stands of each model, such as those of folds."""
-    last: list[PhaseResult] = []
-    for phase in phases:
-        if not last or phase.name == phases[0].name:
-            last.append(phase)  # As the first phase stands in any case.
-        elif phase.kept:
-            last[-1] = phase
-    return last
-
-
-def _decimals(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _scores(evaluation: AnyEvaluation) -> str:

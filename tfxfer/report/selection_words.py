@@ -73,7 +73,7 @@ def selection_lines(selection: Selection, path: Path) -> Iterator[str]:
     first, *others = selection.best
     names = [each.name for each in selection.candidates if not each.failed]
     if names == [first]:
-        yield f"only {first} could be fine-tuned"
+        yield f"only {first} is left: others failed"
     elif len(selection.compared) == 1:
         yield f"only {first} was in the last round: a larger --budget compares it with others"
     elif others:

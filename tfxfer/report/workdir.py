@@ -136,7 +136,8 @@ def run_in(
 
     If the run fails or is interrupted, what it wrote is removed, and the run that it was to replace
     is put back. But once there are checkpoints to go on from, of this process or of an earlier
-    one, all of it stays, and the message says so.
+    one, all of it stays, and the message says so; of a `TrainingError` only if runs within it, of
+    teachers or rungs, are whole.
 
     Args:
         path: What `choose_workdir` returned.
@@ -216,6 +217,8 @@ def _going_on_told(path: Path) -> Iterator[None]:
         if isinstance(error, TrainingError) or not _can_go_on(path):
             if not _has_inner(path):
                 _place(path).undo()
+            elif isinstance(error, UserError):
+                error.args = (f"{error} Runs within {path} are kept; --overwrite replaces them.",)
             raise
         again = f"the same command with --workdir={path} goes on where it was"
         if isinstance(error, KeyboardInterrupt):

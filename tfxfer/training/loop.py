@@ -262,8 +262,9 @@ class _Training:
                 f"{standing.epoch}",
                 f"Choose a learning rate below {max(phase.rates):g}.",
             )
-        unmoved = unmoved_stages(phase, self._model, before)
+        unmoved: tuple[str, ...] = ()
         if finite:
+            unmoved = unmoved_stages(phase, self._model, before)
             self._model.set_weights(self._checkpoints.read_weights(of_phase(number)))
         else:
             history, best = {}, -1
@@ -357,10 +358,11 @@ class _Training:
             self._checkpoints.write_weights(of_phase(number), self._model, losses)
         if self._settings.keep_last:
             self._checkpoints.write_weights(LAST, self._model)
-        if not (self._settings.keep_epochs and "val_loss" in standing.history):
+        loss = standing.history.get("val_loss", [np.nan])[-1]
+        if not (self._settings.keep_epochs and np.isfinite(loss)):
             return
         name = f"{of_phase(number)}-epoch-{standing.epoch}"
-        ranked: list[Any] = sorted([*self.state["top"], [standing.history["val_loss"][-1], name]])
+        ranked: list[Any] = sorted([*self.state["top"], [loss, name]])
         kept, dropped = ranked[: self._settings.keep_epochs], ranked[self._settings.keep_epochs :]
         if name in [each for _, each in kept]:
             self._checkpoints.write_weights(name, self._model)
