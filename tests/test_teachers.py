@@ -223,7 +223,7 @@ def test_names_must_fit_the_outputs(keras_file, tmp_path):
     labels = tmp_path / "labels.txt"
     for text in ("ant\nbee", "ant\nbee\nbee", "ant\nbee\ncat\ndog"):
         labels.write_text(text)
-        with pytest.raises(UserError, match="a name for each of its 3 outputs"):
+        with pytest.raises(UserError, match="must have 3 names of classes"):
             load_teacher(f"{path}(labels={labels})", TASK)
     with pytest.raises(UserError, match="must be a text file"):
         load_teacher(f"{path}(labels={tmp_path / 'nothing'})", TASK)
