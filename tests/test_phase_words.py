@@ -22,8 +22,8 @@ def phase(name, epochs=2, **changes: Any) -> PhaseResult:
 
 
 def diverged(name) -> PhaseResult:
-    nothing = {"loss": None, "train_metric": None, "val_loss": None, "val_metric": None}
-    return phase(name, best_epoch=0, kept=False, **nothing)
+    nothing = dict.fromkeys(("loss", "train_metric", "val_loss", "val_metric"))
+    return phase(name, 2, best_epoch=0, kept=False, **nothing)
 
 
 def test_the_last_phase_that_stands_says_train_against_validation():
