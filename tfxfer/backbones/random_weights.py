@@ -8,13 +8,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfxfer.backbones.base import Backbone
+from tfxfer.backbones.base import Backbone, is_kernel
 from tfxfer.errors import UserError
 from tfxfer.spec import Spec
 
 _ALL, _RANDOM = "all", "random"
 _ONES = ("gamma", "scale", "variance")
-_ZEROS = ("beta", "bias", "mean")
 # What Keras' `Normalization` has of its data: preprocessing, and it holds a copy that would stay.
 _KEPT = ("mean", "variance")
 
@@ -81,7 +80,7 @@ def _drawn(weight: keras.Variable) -> Any:
     shape, dtype = tuple(weight.shape), weight.dtype
     if weight.name.endswith(_ONES):
         return keras.initializers.Ones()(shape, dtype)
-    if len(shape) < 2 or weight.name.endswith(_ZEROS):  # Biases of attention have two dimensions.
+    if not is_kernel(weight):
         return keras.initializers.Zeros()(shape, dtype)
     if "embed" in weight.path and not weight.name.endswith("kernel"):
         # Rows are looked up, not summed over: their size must not follow from their number.
