@@ -189,8 +189,6 @@ class Subclassed(keras.Model):
         return self.bn(self.conv(inputs), training=training)
 
 
-MOBILENET = "keras:MobileNetV2(alpha=0.35, weights=none)"
-
 SOURCES = {
     "glyphs": Source(lambda folder: "glyphs"),
     "tiny": Source(lambda folder: "tiny"),
@@ -201,7 +199,10 @@ SOURCES = {
     "h5": Source(keras_3_h5),
     "Keras 2 h5": Source(keras_2_h5),
     "Keras 2 h5 that Keras 3 refuses": Source(keras_2_op_h5, safe=False),
-    "keras:NAME": Source(lambda folder: MOBILENET, options=(("image_size", (32, 32)),)),
+    "keras:NAME": Source(
+        lambda folder: "keras:MobileNet(alpha=0.25, weights=none)",
+        options=(("image_size", (32, 32)),),
+    ),
     "functional model": Source(lambda folder: classifier()),
     "subclassed model": Source(lambda folder: Subclassed(), options=(("image_size", (16, 16)),)),
     "KerasHub preset": Source(preset),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.backbone_sources import MOBILENET, keras_file, signature
+from tests.backbone_sources import keras_file, signature
 from tests.conftest import values
 from tests.memory import Memory
 from tfxfer.backbones import Backbone, load_backbone
@@ -126,7 +126,7 @@ def test_preprocessing_stays(tmp_path):
 
 
 def test_a_filter_for_each_channel_is_as_strong_as_one_for_all():
-    backbone = drawn(MOBILENET.replace("weights=none", "random=all"), image_size=96)
+    backbone = drawn("keras:MobileNetV2(alpha=0.35, random=all)", image_size=96)
     depthwise = [weight for weight in backbone.weights if "depthwise/kernel" in weight.path]
     assert len(depthwise) == 17
     check_drawn(depthwise[-1], (2 / 9) ** 0.5)
