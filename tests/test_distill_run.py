@@ -225,6 +225,16 @@ def test_nothing_held_out_is_learned_from(tmp_path, distil, capsys):
     assert f"without labels: {kept} examples" in capsys.readouterr().out
 
 
+def test_arrays_are_learned_from_without_labels(distil, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (9, 8, 8), np.uint8)
+    for name, more in (
+        ("array", noise),
+        ("opened", tfxfer.open_dataset((noise, np.arange(9) % 2))),
+    ):
+        assert distil(name=name, unlabeled=more, epochs=1).passed
+        assert "without labels: 9 examples" in capsys.readouterr().out
+
+
 def test_images_of_any_shape_and_folder_go_without_labels(tmp_path, distil, networks, capsys):
     flat = tmp_path / "flat"
     flat.mkdir()

@@ -21,6 +21,7 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from tfxfer.data import availability, tfds_source
 from tfxfer.data.availability import check_available
 from tfxfer.data.base import DataInfo
+from tfxfer.data.labels import no_labels
 from tfxfer.data.scan import scan
 from tfxfer.data.tfds_source import TfdsSource, open_tfds
 from tfxfer.errors import UserError
@@ -593,6 +594,28 @@ def test_zeros_and_ones_are_labels(tmp_path):
     (bad,) = source.bad  # The fifth has a 2.
     assert "labels [0, 2, 1] where each must be 0 or 1" in bad.reason
     assert opened("mine(target=tags)", tmp_path).info.task.kind == REGRESSION
+
+
+@pytest.mark.parametrize(
+    "task", [Task(SINGLE_LABEL, ("a", "b")), Task(REGRESSION, ("n", "m"))], ids=lambda t: t.kind
+)
+@pytest.mark.parametrize("extra", [{}, {"boxes": features.Sequence(features.BBoxFeature())}])
+def test_inputs_that_nobody_looks_at_labels_of_need_none(tmp_path, task, extra):
+    kinds = {"x": features.Image(shape=(4, 4, 1)), **extra}
+    make = {
+        "x": lambda row: np.full((4, 4, 1), row, np.uint8),
+        **dict.fromkeys(extra, lambda _: []),
+    }
+    store(tmp_path, kinds, train=examples(5, **make))
+    with pytest.raises(UserError, match="one class label"):
+        opened("mine", tmp_path)
+    source = opened("mine", tmp_path, unlabelled=task)
+    assert (source.info.task, source.info.inputs, source.bad) == (task, "image", ())
+    found = rows(source.split("train", np.array([1, 3])))
+    assert len(found) == 2
+    assert {image.shape for _, image, _ in found} == {(4, 4, 1)}
+    np.testing.assert_array_equal([y for _, _, y in found], no_labels(task, 2))
+    np.testing.assert_array_equal(source.labels("train"), no_labels(task, 5))
 
 
 @pytest.mark.parametrize(

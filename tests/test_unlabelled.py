@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.memory import Memory
 from tfxfer.config import RunConfig
-from tfxfer.data.arrays import open_arrays
+from tfxfer.data.arrays import open_arrays, open_inputs
 from tfxfer.data.base import DataSource
 from tfxfer.data.parts import Part
 from tfxfer.data.sources import open_dataset
@@ -30,13 +30,15 @@ TEXTS = np.array([f"text {i}" for i in range(40)])
 def found(tmp_path):
     """What a run on a source would learn from without labels, and the source's parts."""
 
-    def find(source: DataSource, **settings: Any) -> tuple[Part, Any]:
+    def find(
+        source: DataSource, other: DataSource | None = None, **settings: Any
+    ) -> tuple[Part, Any]:
         config = RunConfig(mode="distill", cache_dir=str(tmp_path / "cache"), **settings)
         data, backbone = ready_data(config, source), None
         cache: Any = configured_cache(config)
         strategy: Any = tf.distribute.get_strategy()
         shared = Opened(config, strategy, backbone, data, cache, Stopwatch())  # pyright: ignore[reportArgumentType]
-        part = unlabelled.unlabelled_part(config, shared)
+        part = unlabelled.unlabelled_part(config, shared, other)
         assert part is not None
         return part, data.splits[0]
 
@@ -107,6 +109,28 @@ def test_pairs_and_single_texts_do_not_mix(found, tmp_path):
             found(source, unlabeled=other)
 
 
+@pytest.mark.parametrize(
+    "held_as",
+    [np.array, list, tf.data.Dataset.from_tensor_slices],
+    ids=["array", "list", "tf.data"],
+)
+def test_what_python_holds_needs_no_labels(held_as, found):
+    more = open_inputs(held_as(["new", *TEXTS]))
+    part, splits = found(texts(), unlabeled="inputs", other=more)
+    held = {*inputs(splits.validation), *inputs(splits.test)}
+    assert inputs(part) == ["new", *(text for text in TEXTS if text not in held)]
+
+
+@pytest.mark.parametrize(
+    "held_as",
+    [tuple, lambda pair: tf.data.Dataset.from_tensors(pair), dict.fromkeys, lambda _: None],
+    ids=["pair", "tf.data", "splits", "none"],
+)
+def test_inputs_alone_are_wanted(held_as):
+    with pytest.raises(UserError, match=r"(?s)inputs .*without labels.*Give x alone"):
+        open_inputs(held_as(("x", "y")))
+
+
 class Twins(Memory):
     """Every image of the first half once more in the second."""
 
@@ -131,6 +155,6 @@ def test_files_of_a_dataset_that_is_not_downloaded_are_found(found, monkeypatch)
         asked.update(options)
         return Memory(train=4)
 
-    monkeypatch.setattr(unlabelled, "open_dataset", opened)
+    monkeypatch.setattr(unlabelled, "open_unlabelled", opened)
     part, _ = found(Memory(train=40), unlabeled="any", tfds_manual_dir="/mine", scan=False)
     assert (part.examples, asked["manual_dir"]) == (4, "/mine")

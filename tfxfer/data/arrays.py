@@ -77,6 +77,29 @@ def open_arrays(
     return ArraySource(parts, label_names, task, name)
 
 
+def open_inputs(inputs: Any, *, name: str = "inputs") -> DataSource:
+    """Opens inputs whose labels nobody knows, as one split `train` where each has the target 0.
+
+    Args:
+        inputs: What `open_arrays` takes for `x`, or a `tf.data.Dataset` of single ones.
+        name: What to call them.
+
+    Raises:
+        UserError: If they are none.
+    """
+    if isinstance(inputs, tf.data.Dataset):
+        if isinstance(inputs.element_spec, tf.TensorSpec):
+            return open_arrays(inputs.map(lambda x: (x, 0.0)), name=name)
+    elif inputs is not None and not isinstance(inputs, tuple | Mapping):
+        x = inputs if isinstance(inputs, np.ndarray) else _array(inputs, f"x of {name}")
+        return open_arrays((x, np.zeros(x.shape[:1], np.float32)), name=name)
+    raise UserError(
+        f"{name} must be an array of inputs or a tf.data dataset of single ones, without labels, "
+        f"and are {getattr(inputs, 'element_spec', type(inputs).__name__)}",
+        "Give x alone.",
+    )
+
+
 class _HeldSource(DataSource):
     """What arrays and tf.data datasets have in common; ids are the split and the position.
 

@@ -7,11 +7,13 @@ from tfxfer.data.arrays import open_arrays
 from tfxfer.data.base import DataSource
 from tfxfer.data.folder import open_folder
 from tfxfer.data.kinds import FOLDER, SKLEARN, TABLES, kind_of
+from tfxfer.data.loose_images import LooseImages
 from tfxfer.data.sklearn_tables import open_sklearn
 from tfxfer.data.table import open_table
 from tfxfer.data.tfds_source import open_tfds
 from tfxfer.errors import UserError
-from tfxfer.spec import parse_spec
+from tfxfer.spec import Spec, parse_spec
+from tfxfer.task import Task
 
 
 def open_dataset(
@@ -67,11 +69,56 @@ def open_dataset(
     if kind == SKLEARN:
         spec.only([])
         return open_sklearn(spec.name, task=task)
+    _no_file(spec)
+    return open_tfds(spec, data_dir=data_dir, download=download, manual_dir=manual_dir, task=task)
+
+
+def open_unlabelled(
+    source: str,
+    task: Task,
+    data_dir: str = "",
+    *,
+    download: bool = True,
+    manual_dir: str = "",
+    skip_bad: bool = False,
+) -> DataSource:
+    """Opens a dataset of which no label is looked at, and which need have none.
+
+    Args:
+        source: A spec, as for `open_dataset`; `folder:PATH` is all images in it, in whatever
+            folders. The tables of scikit-learn have their labels.
+        task: What the labels would be.
+        data_dir: Folder of prepared TFDS datasets; TFDS's own default if empty.
+        download: Whether a TFDS dataset may be downloaded.
+        manual_dir: Folder with the files that TFDS would download.
+        skip_bad: Whether to leave out images whose header cannot be read.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        UserError: If there is no such dataset, or it cannot be used.
+    """
+    spec = parse_spec(source)
+    kind = kind_of(spec)
+    if kind == FOLDER:
+        spec.only(())
+        return LooseImages(spec.name.removeprefix(f"{FOLDER}:"), task, skip_bad)
+    if kind in TABLES:
+        return open_table(spec, unlabelled=task)
+    if kind == SKLEARN:
+        return open_dataset(source)
+    _no_file(spec)
+    return open_tfds(
+        spec, data_dir=data_dir, download=download, manual_dir=manual_dir, unlabelled=task
+    )
+
+
+def _no_file(spec: Spec) -> None:
     if Path(spec.name).expanduser().is_file():
         raise UserError(
             f"Dataset {spec.name!r} is a file", f"Say of which kind, such as csv:{spec.name}."
         )
-    return open_tfds(spec, data_dir=data_dir, download=download, manual_dir=manual_dir, task=task)
 
 
 def _only_for_tables(group_column: str) -> None:

@@ -9,10 +9,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfxfer.data.base import IMAGE, TABLE, TEXT
+from tfxfer.data.labels import no_labels
 from tfxfer.data.roles import PAIR, check_pair
 from tfxfer.errors import UserError
 from tfxfer.spec import Spec
-from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
 INPUTS = (IMAGE, TEXT, TABLE)
 _PAIRS = (  # Usual keys of two texts that belong together.
@@ -98,7 +99,18 @@ class Label:
         return f"label {raw.tolist()} where 0{last} was expected"
 
 
-def find_features(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> tuple[Input, Label]:
+class NoLabel(Label):
+    """What stands for a label that nobody is to look at; its key is that of the input."""
+
+    def y(self, raw: tf.Tensor) -> tf.Tensor:
+        """Returns -1 or NaN, whatever there is."""
+        del raw
+        return tf.constant(no_labels(Task(self.kind, self.names or ()), 1)[0])
+
+
+def find_features(
+    info: tfds.core.DatasetInfo, spec: Spec, task: str, unlabelled: Task | None = None
+) -> tuple[Input, Label]:
     """Returns what goes in and what is to be learned.
 
     As the options say, else as the dataset's supervised keys do, else the only image (or text, or
@@ -110,6 +122,7 @@ def find_features(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> tuple[I
         spec: Options `image`, `text` or `table`, and `label`, `labels` or `target` name features;
             `pair`, beside `text`, that of a second text.
         task: One of `task.KINDS`; by the feature if empty.
+        unlabelled: What the labels would be, if nobody is to look at them: there need be none.
 
     Returns:
         The two.
@@ -138,7 +151,7 @@ def find_features(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> tuple[I
     if keys is not None:
         if len(keys) == 2 and all(isinstance(key, str) for key in keys):
             x_key, y_key = x_key or keys[0], y_key or keys[1]
-        elif not (x_key and y_key):
+        elif not (x_key and (y_key or unlabelled)):
             raise _unusable(info, spec, task)
     xs = [_input(key, features[key], inputs) for key in ([x_key] if x_key else features)]
     ranked = [[x for x in xs if x and x.inputs == kind and x.key != y_key] for kind in INPUTS]
@@ -146,6 +159,8 @@ def find_features(info: tfds.core.DatasetInfo, spec: Spec, task: str) -> tuple[I
     if x and pair_key:
         second = pair_key != y_key and _input(pair_key, features[pair_key], TEXT)
         x = x.with_pair(pair_key) if second else None
+    if unlabelled and x:
+        return x, NoLabel(x.key, unlabelled.kind, unlabelled.names)
     ys: list[Callable[[str, Any, str], Label | None]] = [_class, _classes, _number, _numbers]
     taken = x.keys if x else ()
     label = _only(

@@ -237,7 +237,13 @@ def _quiet() -> Iterator[None]:
 
 
 def open_tfds(
-    spec: Spec, *, data_dir: str = "", download: bool = True, manual_dir: str = "", task: str = ""
+    spec: Spec,
+    *,
+    data_dir: str = "",
+    download: bool = True,
+    manual_dir: str = "",
+    task: str = "",
+    unlabelled: Task | None = None,
 ) -> TfdsSource:
     """Opens a TFDS dataset, preparing it at the first use.
 
@@ -251,6 +257,7 @@ def open_tfds(
         download: Whether files may be downloaded; without it the network is not touched.
         manual_dir: Folder with files that would be downloaded otherwise.
         task: One of `task.KINDS`; by the feature if empty.
+        unlabelled: What the labels would be, if nobody is to look at them: there need be none.
 
     Returns:
         The dataset.
@@ -263,7 +270,9 @@ def open_tfds(
     check_task(task)
     check_available(spec.name, data_dir, download, manual_dir)
     builder = open_builder(spec.name, data_dir)
-    x, label = find_features(builder.info, spec, task)  # Before gigabytes of another kind come.
+    x, label = find_features(
+        builder.info, spec, task, unlabelled
+    )  # Before gigabytes of another kind come.
     _prepare(builder, spec.name, download, manual_dir)
     return TfdsSource(builder, _splits(builder.info, spec), x, label)
 

@@ -6,6 +6,7 @@ from typing import Any
 from tfxfer.backbones.hub import parsed
 from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import RunConfig
+from tfxfer.data.arrays import open_inputs
 from tfxfer.data.base import DataSource
 from tfxfer.files import written_whole
 from tfxfer.methods.backbone import with_usual
@@ -25,7 +26,11 @@ from tfxfer.report.result import Result
 
 
 def run(
-    config: RunConfig, path: Path, console: Console, source: DataSource | None = None
+    config: RunConfig,
+    path: Path,
+    console: Console,
+    source: DataSource | None = None,
+    unlabeled: DataSource | None = None,
 ) -> Result | None:
     """Distils, compares with labels alone, exports the student, and checks what was exported.
 
@@ -36,6 +41,7 @@ def run(
         path: The folder to write to, as `workdir.choose_workdir` returned it.
         console: Where to say what happens.
         source: The data, if not what the config names.
+        unlabeled: The examples without labels, if not what the config names.
 
     Returns:
         The result, as written to `results.json`; `None` for a dry run.
@@ -55,7 +61,7 @@ def run(
         check_devices(shared)
         share_unfinished(shared, path, given)
         terms = losses_for(config.loss, shared.task, shared.data.splits[0].train.labels)
-        rest = unlabelled_part(config, shared)
+        rest = unlabelled_part(config, shared, unlabeled)
         job = Teaching(
             **vars(shared), path=path, console=console, settings=config, terms=terms, rest=rest
         )
@@ -74,11 +80,14 @@ def run(
     return result
 
 
-def distill(source: DataSource, **settings: Any) -> Result | None:
+def distill(source: DataSource, *, unlabeled: Any = "", **settings: Any) -> Result | None:
     """Does in Python what `--mode=distill` does, on data that Python holds.
 
     Args:
         source: What `open_dataset` returned, for example of arrays.
+        unlabeled: What `--unlabeled` takes; or what `open_dataset` returned; or inputs alone, an
+            array such as uint8 `[n, h, w, 3]` or strings `[n]`, or a `tf.data.Dataset` of single
+            inputs, finite and always in the same order.
         **settings: Those of `RunConfig`, such as `teacher="runs/1", student="tiny", epochs=50`.
 
     Returns:
@@ -87,8 +96,12 @@ def distill(source: DataSource, **settings: Any) -> Result | None:
     Raises:
         UserError: As `run`; or if the source is none, or a setting is one of `open_dataset`.
     """
-    config = config_for("distill", source, settings)
-    return run(config, workdir.choose_workdir(config), Console(), source)
+    more = None
+    if not isinstance(unlabeled, str):
+        more = unlabeled if isinstance(unlabeled, DataSource) else open_inputs(unlabeled)
+    named = more.info.name if more else unlabeled
+    config = config_for("distill", source, {**settings, "unlabeled": named})
+    return run(config, workdir.choose_workdir(config), Console(), source, more)
 
 
 def _for_student(config: RunConfig) -> RunConfig:

@@ -7,28 +7,26 @@ import numpy as np
 from tfxfer.config import RunConfig
 from tfxfer.data.base import IMAGE, DataInfo, DataSource
 from tfxfer.data.conformed import Conformed
-from tfxfer.data.kinds import FOLDER, TABLES, kind_of
-from tfxfer.data.loose_images import LooseImages
 from tfxfer.data.parts import Part, Splits
 from tfxfer.data.rest import rest_of
 from tfxfer.data.scan import duplicate_distance, near_duplicates, scan, stop_for_bad
-from tfxfer.data.sources import open_dataset
+from tfxfer.data.sources import open_unlabelled
 from tfxfer.data.splits import TRAIN
-from tfxfer.data.table import open_table
 from tfxfer.errors import UserError
 from tfxfer.methods.data import looked_at
 from tfxfer.methods.opening import Opened
 from tfxfer.report.data_words import inputs
-from tfxfer.spec import parse_spec
-from tfxfer.task import Task
 
 
-def unlabelled_part(config: RunConfig, shared: Opened) -> Part | None:
+def unlabelled_part(
+    config: RunConfig, shared: Opened, other: DataSource | None = None
+) -> Part | None:
     """Finds the examples to learn from without their labels.
 
     Args:
         config: The settings.
         shared: The data that have labels.
+        other: Where the examples are, if not where the config says.
 
     Returns:
         The examples, images in the shape of the labelled ones; unless `scan` is off, none that
@@ -49,7 +47,15 @@ def unlabelled_part(config: RunConfig, shared: Opened) -> Part | None:
     if config.unlabeled == "rest":
         part, hashes = rest_of(data.drawn_from[0], [data.splits[0].train]), known
     else:
-        part, hashes = _elsewhere(config, shared)
+        other = other or open_unlabelled(
+            config.unlabeled,
+            shared.task,
+            config.data_dir,
+            download=config.download,
+            manual_dir=config.tfds_manual_dir,
+            skip_bad=config.skip_bad,
+        )
+        part, hashes = _elsewhere(config, shared, other)
     if config.scan:
         part = part.keep(~_held_out(hashes[part.split][part.rows], known, data.splits[0]))
     if not part.examples:
@@ -61,9 +67,11 @@ def unlabelled_part(config: RunConfig, shared: Opened) -> Part | None:
     return part
 
 
-def _elsewhere(config: RunConfig, shared: Opened) -> tuple[Part, Mapping[str, np.ndarray]]:
+def _elsewhere(
+    config: RunConfig, shared: Opened, other: DataSource
+) -> tuple[Part, Mapping[str, np.ndarray]]:
     """Returns the usable examples of another dataset, and hashes by split, if they are scanned."""
-    info, other = shared.data.source.info, _opened(config, shared.task)
+    info = shared.data.source.info
     stop_for_bad(other.bad, config.skip_bad)
     if not _fits(other.info, info):
         raise UserError(
@@ -82,23 +90,6 @@ def _elsewhere(config: RunConfig, shared: Opened) -> tuple[Part, Mapping[str, np
     usable = np.ones(examples[split], bool)
     usable[[each.row for each in bad if each.split == split]] = False
     return Part(other, split, np.flatnonzero(usable), f"{other.info.name} {split}"), hashes
-
-
-def _opened(config: RunConfig, task: Task) -> DataSource:
-    """Opens another dataset; of images in folders and of tables no label is looked at."""
-    spec = parse_spec(config.unlabeled)
-    kind = kind_of(spec)
-    if kind == FOLDER:  # Whatever folders the images are in.
-        spec.only(())
-        return LooseImages(spec.name.removeprefix(f"{FOLDER}:"), task, config.skip_bad)
-    if kind in TABLES:
-        return open_table(spec, unlabelled=task)
-    return open_dataset(
-        config.unlabeled,
-        config.data_dir,
-        download=config.download,
-        manual_dir=config.tfds_manual_dir,
-    )
 
 
 def _fits(other: DataInfo, info: DataInfo) -> bool:
