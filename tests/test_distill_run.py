@@ -242,9 +242,10 @@ def test_images_of_any_shape_and_folder_go_without_labels(tmp_path, distil, netw
         noise = np.random.default_rng(i).integers(0, 256, (48, 40 + i, 1), np.uint8)
         (flat / f"{i}.png").write_bytes(tf.io.encode_png(noise).numpy())
     (flat / "bad.png").write_bytes((flat / "0.png").read_bytes()[:60])
-    with pytest.raises(UserError, match=r"bad\.png"):
-        distil(unlabeled=f"folder:{flat}", epochs=1)
-    assert not (tmp_path / "run").exists()
+    for looked_at in (True, False):
+        with pytest.raises(UserError, match=r"bad\.png"):
+            distil(unlabeled=f"folder:{flat}", epochs=1, scan=looked_at)
+        assert not (tmp_path / "run").exists()
     assert distil(unlabeled=f"folder:{flat}", epochs=1, skip_bad=True).passed
     assert "without labels: 9 examples" in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """`--mode=distill`: a student learns what a teacher says, beside one that learns labels alone."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,15 @@ def run(
     specs, _ = split_teachers(config.teacher)
     for spec in specs:
         check_teacher(parsed(spec))
-    with naming_bad_examples(config, source):
+    with contextlib.ExitStack() as named:
+        named.enter_context(naming_bad_examples(config, source))
         shared = opened(_for_student(config), source)
         check_devices(shared)
         share_unfinished(shared, path, given)
         terms = losses_for(config.loss, shared.task, shared.data.splits[0].train.labels)
         rest = unlabelled_part(config, shared, unlabeled)
+        if rest is not None:
+            named.enter_context(naming_bad_examples(config, rest.source))
         job = Teaching(
             **vars(shared), path=path, console=console, settings=config, terms=terms, rest=rest
         )
