@@ -1,6 +1,8 @@
 """What a whole model costs."""
 
 import itertools
+import subprocess
+import sys
 
 import keras
 import pytest
@@ -92,6 +94,20 @@ def test_memory_is_weights_and_what_a_batch_needs():
     found = model_cost(wide, (100, 100, 1))
     assert found.memory_bytes is not None
     assert 32 * maps < found.memory_bytes - found.bytes < 3 * 32 * maps
+
+
+FIRST = """
+from tfxfer.backbones import load_backbone
+from tfxfer.costs import model_cost
+for _ in range(2):
+    print(model_cost(load_backbone("glyphs"), (32, 32, 3), "uint8").memory_bytes)
+"""
+
+
+def test_memory_of_the_first_model_of_a_process_is_its_own():
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert first == pytest.approx(second, rel=0.5)  # Twice and a half of it without a warm-up.
 
 
 def test_memory_may_be_unknown(monkeypatch):

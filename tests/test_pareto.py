@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from tfxfer.pareto import pareto_front
+from tfxfer.pareto import AS_FAST, pareto_front
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
 @pytest.mark.parametrize("seed", range(20))
 def test_the_front_beats_all_others_and_none_of_its_own(seed, higher_is_better):
     rng = np.random.default_rng(seed)
-    latencies, values = rng.integers(1, 8, (2, rng.integers(1, 30)))  # With many ties.
+    latencies, values = 2 ** rng.integers(1, 8, (2, rng.integers(1, 30)))  # With many ties.
     front = np.array(pareto_front(latencies, values, higher_is_better))
     losses = -values if higher_is_better else values
 
@@ -25,6 +25,19 @@ def test_the_front_beats_all_others_and_none_of_its_own(seed, higher_is_better):
 
 def test_ties_stay_together():
     assert pareto_front([1, 1, 2, 2], [0.5, 0.5, 0.5, 0.4]) == [True, True, False, False]
+
+
+def test_times_that_are_about_the_same_decide_nothing():
+    assert pareto_front([1, 1.4, 1.4], [0.5, 0.5, 0.6]) == [False, False, True]
+    assert pareto_front([1, 1.4], [0.5, 0.5]) == [True, True]
+    assert pareto_front([1, 1.1 * AS_FAST], [0.5, 0.5]) == [True, False]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_some_model_is_always_on_the_front(seed):
+    rng = np.random.default_rng(seed)
+    latencies, values = 1 + rng.random(20), rng.integers(1, 4, 20)
+    assert any(pareto_front(latencies, values))
 
 
 def test_lower_may_be_better():

@@ -6,12 +6,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.datasets import load_digits
 
 import tfxfer
 from tests.test_cli import tfxfer as run
 from tests.test_extract_run import gratings
 from tfxfer.cache import Cache
+from tfxfer.errors import UserError
 from tfxfer.task import MULTI_LABEL, REGRESSION
 
 TWO = "tiny, tiny(width=0.25, random=block4)"
@@ -127,6 +129,39 @@ def test_a_spec_holds_what_is_of_one_backbone(tmp_path):
     )
     flops = {each.name: each.cost.flops for each in result.selection.candidates}
     assert flops["tiny(width=0.5, image_size=16)"] != flops['tiny(width=0.5, value_range="-1,1")']
+
+
+def write_photos(folder) -> str:
+    """Two classes of images, each of another size."""
+    for i in range(24):
+        image = np.random.default_rng(i).integers(0, 256, (30 + i, 40, 3), np.uint8)
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (folder / "ab"[i % 2] / f"{i}.png").write_bytes(tf.io.encode_png(image).numpy())
+    return f"folder:{folder}"
+
+
+def test_images_of_different_sizes_are_brought_to_one(tmp_path, capsys):
+    source = tfxfer.open_dataset(write_photos(tmp_path / "photos"))
+    assert select(source, tmp_path, backbones="", dry_run=True) is None
+    assert "tiny(image_size=96)" in capsys.readouterr().out
+    result = select(source, tmp_path, backbones="glyphs, tiny(image_size=32)")
+    assert len(result.selection.candidates) == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("tiny", r"'tiny' takes images of any size.*--image_size=224, or image_size=224 in its"),
+        ("glyfs", "Did you mean glyphs"),
+        ("words", "takes texts"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_measured(other, message, tmp_path, capsys):
+    source = tfxfer.open_dataset(write_photos(tmp_path / "photos"))
+    with pytest.raises(UserError, match=message):
+        select(source, tmp_path, backbones=f"glyphs, {other}")
+    assert "kNN" not in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 def test_many_examples_are_drawn_from(tmp_path, capsys):

@@ -113,11 +113,18 @@ def test_a_tie_is_a_tie_and_a_difference_is_one(share):
     assert not beats(one, one)
 
 
-def test_the_interval_holds_the_figure():
-    found = figure((RNG.random(200) < 0.7).astype(float))
+@pytest.mark.parametrize("kind", [SINGLE_LABEL, REGRESSION])
+def test_the_interval_holds_the_figure(kind):
+    task = Task(kind, ("a", "b"))
+    found = figure(task, (RNG.random(200) < 0.7).astype(float))
     low, high = found.interval
     assert low < found.value < high
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.21 / 200), rel=0.2)
+
+
+def test_all_right_is_not_right_for_certain():
+    low, high = figure(Task(SINGLE_LABEL, ("a", "b")), np.ones(86)).interval
+    assert (low, high) == (pytest.approx(0.957, abs=1e-3), 1.0)
 
 
 @pytest.mark.parametrize("candidates", range(1, 12))

@@ -267,6 +267,10 @@ def test_the_interval_over_examples_is_agrestis_and_mins():
     half = norm.ppf(0.975) * np.sqrt(16 - 9**2 / 102) / 102
     assert found == pytest.approx((0.09 - half, 0.09 + half), abs=0.004)
     assert paired_interval(np.ones(1)) is None
+    # None differs: half a one in each of the two cells.
+    found = paired_interval(np.zeros(98), unit=1)
+    assert found == pytest.approx((-norm.ppf(0.975) / 100, norm.ppf(0.975) / 100), rel=0.04)
+    assert paired_interval(np.zeros(98)) == (0, 0)
     # As many as all of few are no evidence, and all of many are.
     assert [verdict([1], [0], np.ones(n), np.zeros(n)).word for n in (2, 100)] == [
         NO_EVIDENCE,

@@ -140,7 +140,8 @@ class RunConfig:
     backbones: str = _setting(
         "",
         "With --mode=select: what to choose from, between commas, each as for --backbone; options "
-        "of one may also be image_size, value_range and stages. Embedded ones if empty.",
+        "of one may also be image_size, value_range and stages. If empty, those that are there "
+        "without a download.",
     )
     budget: int = _setting(
         0,

@@ -91,7 +91,9 @@ def cost_on(model: keras.Model, example: tf.Tensor) -> ModelCost:
     backbone = getattr(model, "backbone", model)
     more = uncounted_flops(backbone) if isinstance(backbone, Backbone) else 0
     seconds = _median_seconds(lambda: _finish(traced(example)))
-    needed = peak_bytes(lambda: _finish(traced(tf.repeat(example, _BATCH, axis=0))))
+    batch = tf.repeat(example, _BATCH, axis=0)
+    _finish(traced(batch))  # What TensorFlow takes once in a process is not of this model.
+    needed = peak_bytes(lambda: _finish(traced(batch)))
     # A predictor has two signatures, and each has the graph.
     graphs = 2 * traced.graph.as_graph_def().ByteSize()
     return ModelCost(

@@ -183,12 +183,10 @@ def _in_range(task: Task, y: np.ndarray) -> np.ndarray:
 
 
 def _score_classes(logits: np.ndarray, labels: np.ndarray, loss: float) -> Evaluation:
-    """The interval is Wilson 1927, "Probable Inference, the Law of Succession, ..."."""
     right = int(np.sum(np.argmax(logits, axis=-1) == labels))
-    interval = binomtest(right, len(labels)).proportion_ci(0.95, method="wilson")
     return Evaluation(
         accuracy=right / len(labels),
-        accuracy_interval=(float(interval.low), float(interval.high)),
+        accuracy_interval=proportion_interval(right, len(labels)),
         loss=loss,
         examples=len(labels),
     )
@@ -232,6 +230,17 @@ def _score_numbers(outputs: np.ndarray, y: np.ndarray, loss: float) -> Regressio
         loss=loss,
         examples=len(y),
     )
+
+
+def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Returns the 95% interval of Wilson 1927, "Probable Inference, the Law of Succession, ...".
+
+    Args:
+        successes: How many there are, at most `trials`.
+        trials: At least 1.
+    """
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_interval(samples: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:

@@ -118,7 +118,11 @@ def sufficient(seconds: Mapping[str, float], beaten_by: Mapping[str, Sequence[st
 
 
 def pretraining(
-    rung: str, pretrained: np.ndarray, scratch: np.ndarray, higher_is_better: bool
+    rung: str,
+    pretrained: np.ndarray,
+    scratch: np.ndarray,
+    higher_is_better: bool,
+    unit: float = 0.0,
 ) -> Pretraining:
     """Compares fine-tuning with training the same network from random weights.
 
@@ -127,6 +131,7 @@ def pretraining(
         pretrained: What each test example adds to its headline figure, `[n]`.
         scratch: The same from random weights.
         higher_is_better: False for rmse.
+        unit: As for `paired_interval`.
     """
     word = NOTHING
     if beats(pretrained, scratch, higher_is_better):
@@ -134,4 +139,4 @@ def pretraining(
     elif beats(scratch, pretrained, higher_is_better):
         word = NEGATIVE
     difference = pretrained - scratch
-    return Pretraining(word, rung, float(difference.mean()), paired_interval(difference))
+    return Pretraining(word, rung, float(difference.mean()), paired_interval(difference, unit))

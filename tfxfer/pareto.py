@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+AS_FAST = 1.5
+"""Measured times that are not further apart than this ratio count as the same."""
+
 
 def pareto_front(
     latencies: Sequence[float] | np.ndarray,
@@ -13,13 +16,13 @@ def pareto_front(
     """Says which models are on the Pareto front of latency and quality.
 
     Args:
-        latencies: Of each model, one-dimensional; lower is better.
+        latencies: Of each model, one-dimensional; lower is better, and those up to `AS_FAST` times
+            another are the same.
         values: Its quality, likewise.
         higher_is_better: Whether a higher quality is better: false for rmse.
 
     Returns:
-        For each model whether no other is at least as good in both and better in one; of models
-        that tie in both, all or none.
+        For each model whether no other is at least as good in both and better in one.
 
     Raises:
         ValueError: If the numbers differ in count, or one is not a number.
@@ -35,7 +38,7 @@ def pareto_front(
         raise ValueError("Expected numbers, received NaN.")
     front = []
     for cost, loss in zip(costs, losses, strict=True):
-        as_good = (costs <= cost) & (losses <= loss)
-        better = (costs < cost) | (losses < loss)
+        as_good = (costs <= AS_FAST * cost) & (losses <= loss)
+        better = (AS_FAST * costs < cost) | (losses < loss)
         front.append(not (as_good & better).any())
     return front

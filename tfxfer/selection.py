@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from tfxfer import scores
 from tfxfer.costs import ModelCost
-from tfxfer.evaluate import AnyEvaluation, bootstrap_interval
+from tfxfer.evaluate import AnyEvaluation, bootstrap_interval, proportion_interval
 from tfxfer.scores.base import decomposed
 from tfxfer.scores.neighbours import knn_predictions
 from tfxfer.scores.probe import linear_probe_predictions
@@ -40,7 +40,7 @@ class Figure:
 
     Attributes:
         value: What it is.
-        interval: 95% interval for it, by bootstrap over examples.
+        interval: 95% interval for it: of accuracy Wilson's, else by bootstrap over examples.
     """
 
     value: float
@@ -227,13 +227,18 @@ def _are_probabilities(x: np.ndarray) -> bool:
     return bool(x.shape[1] > 1 and x.min() >= 0 and np.abs(x.sum(axis=1) - 1).max() <= 1e-3)
 
 
-def figure(examples: np.ndarray) -> Figure:
-    """Returns the mean of what examples add to a figure, and its bootstrap interval.
+def figure(task: Task, examples: np.ndarray) -> Figure:
+    """Returns the mean of what examples add to the headline figure, and its interval.
 
     Args:
+        task: Whose figure it is.
         examples: `[n]`, as `headline_scores` returns them.
     """
-    return Figure(float(examples.mean()), bootstrap_interval((examples,), np.mean))
+    if task.kind == SINGLE_LABEL:
+        interval = proportion_interval(int(examples.sum()), len(examples))
+    else:
+        interval = bootstrap_interval((examples,), np.mean)
+    return Figure(float(examples.mean()), interval)
 
 
 def beats(one: np.ndarray, other: np.ndarray, higher_is_better: bool = True) -> bool:

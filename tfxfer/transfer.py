@@ -291,6 +291,11 @@ def headline_scores(task: Task, outputs: np.ndarray, y: np.ndarray) -> np.ndarra
     return squares if rmse == 0 else (rmse + squares / rmse) / 2
 
 
+def headline_unit(task: Task) -> float:
+    """Returns the `unit` of `paired_interval` for differences of `headline_scores`."""
+    return 1.0 if task.kind == SINGLE_LABEL else 0.0
+
+
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
     """Returns Student's 95% interval for the mean of independent values; `None` for fewer than 2.
 
@@ -306,7 +311,9 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] |
     return float(mean - half), float(mean + half)
 
 
-def paired_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
+def paired_interval(
+    values: Sequence[float] | np.ndarray, unit: float = 0.0
+) -> tuple[float, float] | None:
     """Returns a 95% interval for the mean of differences, one an example; `None` for fewer than 2.
 
     It is Student's, with one example more of the largest difference in the variance. Of right and
@@ -316,11 +323,13 @@ def paired_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]
 
     Args:
         values: One-dimensional.
+        unit: What an example would differ by, where none does: 1 for right and wrong. Where that
+            is not known, 0, the interval of differences that are all 0 is a point.
     """
     count = len(values)
     if count < 2:
         return None
-    mean, most = np.mean(values, dtype=np.float64), np.max(np.abs(values))
+    mean, most = np.mean(values, dtype=np.float64), np.max(np.abs(values)) or unit
     variance = np.var(values, ddof=1, dtype=np.float64) + most**2 / count
     half = t.ppf(0.975, count - 1) * np.sqrt(variance / count)
     return float(mean - half), float(mean + half)
@@ -332,6 +341,7 @@ def verdict(
     distilled_examples: Sequence[float] | np.ndarray = (),
     alone_examples: Sequence[float] | np.ndarray = (),
     higher_is_better: bool = True,
+    unit: float = 0.0,
 ) -> Verdict:
     """Says whether distillation helped, by a 95% interval for the difference that it made.
 
@@ -351,6 +361,7 @@ def verdict(
             seeds; needed with one seed.
         alone_examples: Likewise for the other student, of the same examples.
         higher_is_better: Whether a higher figure is better: false for rmse.
+        unit: As for `paired_interval`.
 
     Returns:
         The verdict.
@@ -372,7 +383,7 @@ def verdict(
     by_seed = np.subtract(distilled_headline, alone_headline, dtype=np.float64)
     over_seeds = mean_interval(by_seed)
     over_examples = paired_interval(
-        np.subtract(distilled_examples, alone_examples, dtype=np.float64)
+        np.subtract(distilled_examples, alone_examples, dtype=np.float64), unit
     )
     interval, by, count = over_examples, "examples", examples
     if over_seeds and (over_examples is None or np.ptp(over_seeds) > np.ptp(over_examples)):

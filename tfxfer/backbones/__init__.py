@@ -145,7 +145,7 @@ def _check_name(name: str) -> None:
         return
     known = {each.lower(): f"keras:{each}" for each in application_names()}
     known |= {name: name for name in (*EMBEDDED, TINY, BAG, TRANSFORMER)}
-    if near := difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.8):
+    if near := difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.7):
         raise UserError(
             f"There is no backbone {name!r}",
             f"Did you mean {' or '.join(known[each] for each in near)}?",

@@ -200,7 +200,7 @@ def _size(part: Part, image_size: tuple[int, int] | None) -> tuple[int, int] | N
         raise UserError(
             "Images of different sizes need a backbone with a fixed input size, "
             "and this one takes any",
-            "Choose a backbone whose signature states height and width.",
+            "Say what they are to be resized to, as in image_size=(224, 224).",
         )
     return image_size
 

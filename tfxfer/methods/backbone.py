@@ -61,6 +61,13 @@ def check_inputs(backbone: Backbone, data: DataInfo) -> None:
             f"{data.inputs}s",
             f"Name another --backbone: {other}, and see --help.",
         )
+    if data.inputs == IMAGE and None in data.shape[:2] and contract.size is None:
+        raise UserError(
+            f"Backbone {backbone.source!r} takes images of any size, and those of {data.name} are "
+            "of different ones",
+            "Say what they are to be resized to: --image_size=224, or image_size=224 in its "
+            "parentheses where there are several backbones.",
+        )
     if pair and not (isinstance(contract, TextContract) and contract.pairs):
         raise UserError(
             f"Backbone {backbone.source!r} takes single texts, and {data.name} holds pairs",

@@ -36,7 +36,7 @@ from tfxfer.report.plots import Point, pareto
 from tfxfer.report.predictions import Predictions, read_predictions
 from tfxfer.report.result import CompareResult, ExportCheck
 from tfxfer.task import REGRESSION
-from tfxfer.transfer import ModelScores, headline_scores, model_scores
+from tfxfer.transfer import ModelScores, headline_scores, headline_unit, model_scores
 
 KNN, PROBE, LP_FT, GRADUAL, SCRATCH, DISTILLED = (
     "knn",
@@ -333,7 +333,7 @@ def _ladder(shared: Opened, found: Mapping[str, _Found], left_out: Sequence[str]
     worth = None
     if SCRATCH in found:
         best = _best(shared, found, (LP_FT, GRADUAL))
-        worth = pretraining(best, test[best], test[SCRATCH], higher)
+        worth = pretraining(best, test[best], test[SCRATCH], higher, headline_unit(shared.task))
     return Ladder(
         metric=HEADLINE[type(rungs[0].test)],
         rungs=tuple(rungs),

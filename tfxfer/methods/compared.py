@@ -16,6 +16,7 @@ from tfxfer.transfer import (
     TransferCard,
     Verdict,
     headline_scores,
+    headline_unit,
     model_scores,
     student_scores,
     verdict,
@@ -94,6 +95,7 @@ def transfer_card(
                 for students in (distilled, alone)
             ),
             higher_is_better=task.kind != REGRESSION,
+            unit=headline_unit(task),
         )
         nothing = at_chance(distilled, moment) and at_chance(alone, moment)
         return replace(made, word=NO_EVIDENCE) if nothing else made

@@ -14,13 +14,13 @@ from tfxfer.costs import ModelCost
 from tfxfer.data.base import TEXT, DataSource
 from tfxfer.errors import UserError
 from tfxfer.evaluate import score
-from tfxfer.methods.backbone import with_usual
+from tfxfer.methods.backbone import configured_backbone, with_usual
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.opening import Opened, check_one_machine, config_for, opened, with_backbone
 from tfxfer.methods.serving import serving_cost
 from tfxfer.methods.short_tuning import short_tuning
 from tfxfer.methods.tuner import check_devices, features_of, new_model, with_recipe
-from tfxfer.pareto import pareto_front
+from tfxfer.pareto import AS_FAST, pareto_front
 from tfxfer.report import workdir
 from tfxfer.report.console import Console
 from tfxfer.report.plots import Point, pareto
@@ -48,13 +48,11 @@ from tfxfer.transfer import headline_scores
 _EXAMPLES = 2000
 """Training examples that are drawn where neither `--max_examples` nor `--shots` says how many."""
 
-_AS_FAST = 1.5
-"""Times that are not further apart count as the same."""
+_TEXTS = "words, bag, transformer"
+_IMAGES = "glyphs, tiny, keras:MobileNetV2(alpha=0.35, weights=none)"
+_OF_SIZES = _IMAGES.replace("tiny", "tiny(image_size=96)")
+"""Where images are of different sizes, which each of them must bring to one."""
 
-_USUAL = {
-    TEXT: "words, bag, transformer",
-    "": "glyphs, tiny, keras:MobileNetV2(alpha=0.35, weights=none)",
-}
 _PLANS = ("lp_ft", "full", "head")
 """Those that have one phase that is trained, so that epochs are those of the budget."""
 
@@ -95,6 +93,8 @@ def run(
         shared = _with_fewer_judges(opened(_for_one(config, names[0]), source))
         check_one_machine(shared)
         check_devices(shared)
+        for name in names[1:]:  # What cannot be used is told before anything is measured.
+            configured_backbone(_for_one(config, name), source.info)
         console.lines(start_lines(given, shared.data, names, rounds))
         if config.dry_run:
             return None
@@ -127,11 +127,13 @@ def select(source: DataSource, **settings: Any) -> SelectResult | None:
 
 def _names(config: RunConfig, source: DataSource) -> tuple[str, ...]:
     """Returns the backbones that are to be compared, each once."""
-    usual = _USUAL[TEXT if source.info.inputs == TEXT else ""]
+    usual = _TEXTS
+    if source.info.inputs != TEXT:
+        usual = _OF_SIZES if None in source.info.shape[:2] else _IMAGES
     names = tuple(dict.fromkeys(split_specs(config.backbones or usual)))
     if len(names) < 2:
         raise UserError(
-            f"--backbones must name at least two, and has {config.backbones!r}",
+            f"--backbones must name at least two different ones, and has {config.backbones!r}",
             "Write them between commas, as in --backbones='glyphs, keras:ResNet50'.",
         )
     return names
@@ -267,8 +269,8 @@ class _Selecting:
             Candidate(
                 name=name,
                 rank=rank,
-                knn=figure(each.told.knn),
-                probe=figure(each.told.probe),
+                knn=figure(self._shared.task, each.told.knn),
+                probe=figure(self._shared.task, each.told.probe),
                 scores={**each.told.scores, PARAMETERS: float(each.cost.parameters)},
                 cost=each.cost,
                 on_front=on_front,
@@ -317,7 +319,7 @@ class _Selecting:
         ]
         fastest = min(by_name[name].cost.latency_ms for name in best)
         # Times that differ by less are the same.
-        slow = {name for name in best if by_name[name].cost.latency_ms > _AS_FAST * fastest}
+        slow = {name for name in best if by_name[name].cost.latency_ms > AS_FAST * fastest}
         best.sort(key=lambda name: (name in slow, self._standing(by_name[name])))
         return [by_name[each.name] for each in candidates], tuple(last), tuple(best)
 

@@ -198,7 +198,7 @@ def _scale_latency(axes: "Axes") -> None:
 
 
 def _name_points(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> None:
-    """Writes each name at the first place beside its point that is free, or else at the first."""
+    """Writes each name at the first place beside its point that is free, or where it fits."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()  # Only then is it known where points are.
@@ -219,11 +219,17 @@ def _name_points(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> Non
             parse_math=False,
             in_layout=False,
         )
-        for x, y in (*_PLACES, _PLACES[0]):
+        for x, y in _PLACES:
             name.set(position=(x, y), ha="left" if x > 0 else "right")
             box = name.get_window_extent()
             if inside.x0 <= box.x0 and box.x1 <= inside.x1 and not box.count_overlaps(taken):
                 break
+        else:  # The first, moved to the left as far as the name is too long.
+            x, y = _PLACES[0]
+            name.set(position=(x, y), ha="left")
+            box = name.get_window_extent()
+            over = max(min(box.x1 - inside.x1, box.x0 - inside.x0), 0)
+            name.set(position=(x - 72 / figure.dpi * over, y))
         taken.append(name.get_window_extent())
 
 

@@ -108,9 +108,12 @@ def _quality(selection: Selection) -> Table:
         told = _figure(each.knn), _figure(each.probe)
         table.add_row(each.name, str(each.rank), *told, *_reached(each, rounds))
     table.caption = (
-        f"of {counted(selection.examples, 'training example')}, each told from all others; rounds: "
-        f"validation {selection.metric}"
+        f"of {counted(selection.examples, 'training example')}, each told from all others"
     )
+    tuned = [each for candidate in selection.candidates for each in candidate.fine_tuned]
+    if tuned:
+        judges = counted(tuned[0].validation.examples, "validation example")
+        table.caption += f"; rounds: {selection.metric} of {judges}"
     return table
 
 
