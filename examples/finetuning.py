@@ -86,13 +86,13 @@ TABLE = {
     "random": Row(
         "from random weights",
         settings={"plan": "full", "bn": "train", "patience": 10},
-        rates=(3e-3, 1e-2, 3e-2, 1e-1),  # Everything trains at a tenth of it.
+        rates=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1),  # Everything trains at a tenth of it.
         whole=True,
         pretrained=False,
     ),
     "extract": Row("extraction", run=tfxfer.extract),
     "head": Row("head alone", settings={"plan": "head"}),
-    "full": Row("full", settings={"plan": "full"}, rates=(1e-3, 3e-3, 1e-2), whole=True),
+    "full": Row("full", settings={"plan": "full"}, rates=(1e-3, 3e-3, 1e-2, 3e-2), whole=True),
     "gradual": Row("gradual, the default", settings={"plan": "gradual"}),
     "lp_ft": Row("lp_ft", settings={"plan": "lp_ft"}),
     "decay": Row("gradual, layer decay 0.75", settings={"plan": "gradual", "layer_decay": 0.75}),

@@ -142,24 +142,22 @@ def write_photos(folder) -> str:
 
 def test_images_of_different_sizes_are_brought_to_one(tmp_path, capsys):
     source = tfxfer.open_dataset(write_photos(tmp_path / "photos"))
-    assert select(source, tmp_path, backbones="", dry_run=True) is None
-    assert "tiny(image_size=96)" in capsys.readouterr().out
-    result = select(source, tmp_path, backbones="glyphs, tiny(image_size=32)")
-    assert len(result.selection.candidates) == 2
+    flat = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3, strides=8)])
+    flat.save(tmp_path / "flat.keras")
+    flat = f"{tmp_path / 'flat.keras'}"
+    with pytest.raises(UserError, match=r"takes images of any size.*or image_size=224 in its pare"):
+        select(source, tmp_path, backbones=f"glyphs, {flat}")
+    assert "kNN" not in capsys.readouterr().out
+    result = select(source, tmp_path, backbones=f"glyphs, tiny, {flat}(image_size=32)")
+    assert len(result.selection.candidates) == 3
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ("tiny", r"'tiny' takes images of any size.*--image_size=224, or image_size=224 in its"),
-        ("glyfs", "Did you mean glyphs"),
-        ("words", "takes texts"),
-    ],
+    ("other", "message"), [("glyfs", "Did you mean glyphs"), ("words", "takes texts")]
 )
 def test_what_cannot_be_used_is_told_before_anything_is_measured(other, message, tmp_path, capsys):
-    source = tfxfer.open_dataset(write_photos(tmp_path / "photos"))
     with pytest.raises(UserError, match=message):
-        select(source, tmp_path, backbones=f"glyphs, {other}")
+        select(gratings(), tmp_path, backbones=f"glyphs, {other}")
     assert "kNN" not in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfxfer.backbones import Backbone, KerasBackbone, TextContract, load_backbone
 from tfxfer.backbones.hashed import BAG
-from tfxfer.backbones.hub import GLYPHS, WORDS
+from tfxfer.backbones.hub import GLYPHS, WORDS, parsed
 from tfxfer.backbones.self_check import check_features, check_value_range
 from tfxfer.backbones.tiny import TINY
 from tfxfer.config import AUTO, RunConfig
@@ -15,6 +15,7 @@ from tfxfer.data.splits import TEST, TRAIN, VALIDATION, Splits
 from tfxfer.errors import UserError
 
 _LOOKED_AT, _TEXTS = 8, 256
+_OF_SIZES = (96, 96)  # Of `tiny`, where images have different ones.
 # Backbone and student where none is named.
 _USUAL = {IMAGE: (GLYPHS, TINY), TEXT: (WORDS, BAG)}
 
@@ -95,12 +96,12 @@ def configured_backbone(config: RunConfig, data: DataInfo | None = None) -> Back
     """
     usual, _ = _USUAL[data.inputs if data else IMAGE]
     keras.utils.set_random_seed(config.seed)  # A network without weights of its own draws some.
-    height, width = data.shape[:2] if data and data.inputs == IMAGE else (None, None)
+    spec = usual if config.backbone == AUTO else config.backbone
     backbone = load_backbone(
-        usual if config.backbone == AUTO else config.backbone,
+        spec,
         image_size=config.image_pixels,
         value_range=config.image_values,
-        data_size=(height, width) if height and width else None,
+        data_size=_data_size(spec, data),
         stages=config.stages,
         bn=config.bn,
     )
@@ -111,6 +112,16 @@ def configured_backbone(config: RunConfig, data: DataInfo | None = None) -> Back
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
     return backbone
+
+
+def _data_size(spec: str, data: DataInfo | None) -> tuple[int, int] | None:
+    """Returns the size of images that a network without pretrained weights is to be made for."""
+    if data is None or data.inputs != IMAGE:
+        return None
+    height, width = data.shape[:2]
+    if height and width:
+        return height, width
+    return _OF_SIZES if parsed(spec).name == TINY else None
 
 
 def count_cut(backbone: Backbone, splits: Splits) -> dict[str, int]:

@@ -50,9 +50,6 @@ _EXAMPLES = 2000
 
 _TEXTS = "words, bag, transformer"
 _IMAGES = "glyphs, tiny, keras:MobileNetV2(alpha=0.35, weights=none)"
-_OF_SIZES = _IMAGES.replace("tiny", "tiny(image_size=96)")
-"""Where images are of different sizes, which each of them must bring to one."""
-
 _PLANS = ("lp_ft", "full", "head")
 """Those that have one phase that is trained, so that epochs are those of the budget."""
 
@@ -127,9 +124,7 @@ def select(source: DataSource, **settings: Any) -> SelectResult | None:
 
 def _names(config: RunConfig, source: DataSource) -> tuple[str, ...]:
     """Returns the backbones that are to be compared, each once."""
-    usual = _TEXTS
-    if source.info.inputs != TEXT:
-        usual = _OF_SIZES if None in source.info.shape[:2] else _IMAGES
+    usual = _TEXTS if source.info.inputs == TEXT else _IMAGES
     names = tuple(dict.fromkeys(split_specs(config.backbones or usual)))
     if len(names) < 2:
         raise UserError(
