@@ -10,13 +10,14 @@ from tfxfer.pareto import AS_FAST, pareto_front
 @pytest.mark.parametrize("seed", range(20))
 def test_the_front_beats_all_others_and_none_of_its_own(seed, higher_is_better):
     rng = np.random.default_rng(seed)
-    latencies, values = 2 ** rng.integers(1, 8, (2, rng.integers(1, 30)))  # With many ties.
+    count = rng.integers(1, 30)
+    latencies, values = np.exp(rng.uniform(0, 2, count)), rng.integers(1, 8, count)  # With ties.
     front = np.array(pareto_front(latencies, values, higher_is_better))
     losses = -values if higher_is_better else values
 
     def beaten(i: int) -> bool:
-        as_good = (latencies <= latencies[i]) & (losses <= losses[i])
-        better = (latencies < latencies[i]) | (losses < losses[i])
+        as_good = (latencies <= AS_FAST * latencies[i]) & (losses <= losses[i])
+        better = (AS_FAST * latencies < latencies[i]) | (losses < losses[i])
         return bool((as_good & better & front).any())
 
     assert front.any()
@@ -31,13 +32,8 @@ def test_times_that_are_about_the_same_decide_nothing():
     assert pareto_front([1, 1.4, 1.4], [0.5, 0.5, 0.6]) == [False, False, True]
     assert pareto_front([1, 1.4], [0.5, 0.5]) == [True, True]
     assert pareto_front([1, 1.1 * AS_FAST], [0.5, 0.5]) == [True, False]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_some_model_is_always_on_the_front(seed):
-    rng = np.random.default_rng(seed)
-    latencies, values = 1 + rng.random(20), rng.integers(1, 4, 20)
-    assert any(pareto_front(latencies, values))
+    steps = pareto_front([1, 1.4, 2.0, 2.9], [0.5, 0.6, 0.7, 0.8])
+    assert steps == [False, True, False, True], "the first is about as fast as the second"
 
 
 def test_lower_may_be_better():

@@ -148,18 +148,36 @@ def test_pareto_fills_and_joins_the_points_of_the_front(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pareto.png"]
 
 
-def test_names_keep_clear_of_each_other(tmp_path, monkeypatch):
-    boxes = []
+@pytest.fixture
+def boxes(monkeypatch) -> list:
+    """The places of the axes and of all names in them, as they are drawn."""
+    found = []
     savefig = Figure.savefig
 
     def look(figure, *args, **kwargs):
+        (axes,) = figure.axes
+        found.extend(each.get_window_extent().frozen() for each in (axes, *axes.texts))
         savefig(figure, *args, **kwargs)
-        boxes.extend(text.get_window_extent() for text in figure.axes[0].texts)
 
     monkeypatch.setattr(Figure, "savefig", look)
+    return found
+
+
+def test_names_keep_clear_of_each_other(tmp_path, boxes):
     pareto(POINTS, tmp_path / "pareto.png", "accuracy", "digits")
-    assert len(boxes) == len(POINTS)
-    assert all(box.count_overlaps(boxes) == 1 for box in boxes), "each with itself alone"
+    _, *names = boxes
+    assert len(names) == len(POINTS)
+    assert all(box.count_overlaps(names) == 1 for box in names), "each with itself alone"
+
+
+def test_long_names_stay_inside(tmp_path, boxes):
+    lengths = (60, 95, 130)  # Fits beside its point, fits in the axes, does not fit.
+    points = [replace(POINTS[i], name="a" * length) for i, length in enumerate(lengths)]
+    pareto(points, tmp_path / "pareto.png", "accuracy", "digits")
+    axes, *names = boxes
+    assert [name.width < axes.width for name in names] == [True, True, False]
+    assert all(name.x0 >= axes.x0 - 1 for name in names)
+    assert all(name.x1 <= axes.x1 + 1 for name in names[:2])
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,10 @@ def test_images_of_different_sizes_are_brought_to_one(tmp_path, capsys):
     with pytest.raises(UserError, match=r"takes images of any size.*or image_size=224 in its pare"):
         select(source, tmp_path, backbones=f"glyphs, {flat}")
     assert "kNN" not in capsys.readouterr().out
-    result = select(source, tmp_path, backbones=f"glyphs, tiny, {flat}(image_size=32)")
-    assert len(result.selection.candidates) == 3
+    result = select(source, tmp_path, backbones=f"tiny, tiny(random=all), {flat}(image_size=32)")
+    flops = {each.name: each.cost.flops for each in result.selection.candidates}
+    assert len(flops) == 3
+    assert flops["tiny"] == flops["tiny(random=all)"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from tfxfer.data.availability import check_available
 from tfxfer.data.base import DataInfo
 from tfxfer.data.labels import no_labels
 from tfxfer.data.scan import scan
+from tfxfer.data.sources import open_unlabelled
 from tfxfer.data.tfds_source import TfdsSource, open_tfds
 from tfxfer.errors import UserError
 from tfxfer.spec import parse_spec
@@ -609,7 +610,7 @@ def test_inputs_that_nobody_looks_at_labels_of_need_none(tmp_path, task, extra):
     store(tmp_path, kinds, train=examples(5, **make))
     with pytest.raises(UserError, match="one class label"):
         opened("mine", tmp_path)
-    source = opened("mine", tmp_path, unlabelled=task)
+    source = open_unlabelled("mine", task, str(tmp_path))
     assert (source.info.task, source.info.inputs, source.bad) == (task, "image", ())
     found = rows(source.split("train", np.array([1, 3])))
     assert len(found) == 2

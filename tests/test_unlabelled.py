@@ -123,8 +123,15 @@ def test_what_python_holds_needs_no_labels(held_as, found):
 
 @pytest.mark.parametrize(
     "held_as",
-    [tuple, lambda pair: tf.data.Dataset.from_tensors(pair), dict.fromkeys, lambda _: None],
-    ids=["pair", "tf.data", "splits", "none"],
+    [
+        tuple,
+        lambda pair: tf.data.Dataset.from_tensors(pair),
+        dict.fromkeys,
+        lambda _: None,
+        lambda _: [],
+        lambda _: 5,
+    ],
+    ids=["pair", "tf.data", "splits", "none", "empty", "number"],
 )
 def test_inputs_alone_are_wanted(held_as):
     with pytest.raises(UserError, match=r"(?s)inputs .*without labels.*Give x alone"):

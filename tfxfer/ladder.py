@@ -26,7 +26,7 @@ class Rung:
         calibration_error: Expected calibration error on these, in [0, 1]; `None` likewise.
         seconds: Wall time of its training, with what it stands on: features, teacher.
         cost: What the model costs where it serves.
-        on_front: Whether no other rung is both as fast and as good on validation.
+        on_front: Whether it is on the front of latency and validation; see `pareto_front`.
         beaten_by: Rungs that are better on validation, beyond the interval of the difference.
     """
 

@@ -22,7 +22,7 @@ def pareto_front(
         higher_is_better: Whether a higher quality is better: false for rmse.
 
     Returns:
-        For each model whether no other is at least as good in both and better in one.
+        For each model whether none on the front is at least as good in both and better in one.
 
     Raises:
         ValueError: If the numbers differ in count, or one is not a number.
@@ -36,9 +36,11 @@ def pareto_front(
         )
     if np.isnan([costs, losses]).any():
         raise ValueError("Expected numbers, received NaN.")
-    front = []
-    for cost, loss in zip(costs, losses, strict=True):
-        as_good = (costs <= AS_FAST * cost) & (losses <= loss)
-        better = (AS_FAST * costs < cost) | (losses < loss)
-        front.append(not (as_good & better).any())
-    return front
+    # From the best on: that times are the same is not transitive, and what is not on the front
+    # itself must not keep others from it.
+    front = np.zeros(len(costs), bool)
+    for each in np.lexsort((costs, losses)):
+        as_good = (costs <= AS_FAST * costs[each]) & (losses <= losses[each])
+        better = (AS_FAST * costs < costs[each]) | (losses < losses[each])
+        front[each] = not (front & as_good & better).any()
+    return front.tolist()

@@ -95,7 +95,7 @@ class Candidate:
         probe: Of a linear probe, likewise.
         scores: Of `tfxfer.scores`, and `parameters`, the static baseline.
         cost: Of the backbone with a linear head.
-        on_front: Whether no other backbone is both as fast and as good by the probe.
+        on_front: Whether it is on the front of latency and the probe; see `pareto_front`.
         feature_seconds: Wall time of its features, or of finding them in the cache.
         score_seconds: Wall time of all scores.
         fine_tuned: The rounds that it was in, in order.

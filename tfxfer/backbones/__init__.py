@@ -87,7 +87,7 @@ def load_backbone(
             source, image_size=image_size, value_range=value_range, pattern=stages, bn=bn
         )
     spec, drawn = without_random(asked := parsed(source))
-    if drawn is not None and "weights" not in asked.options:
+    if drawn is not None and spec.name != TINY and "weights" not in asked.options:
         data_size = None  # It is the pretrained network, but for its weights.
     backbone = _load(spec, image_size, data_size, value_range, stages, bn)
     if drawn is not None:

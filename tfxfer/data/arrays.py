@@ -92,7 +92,8 @@ def open_inputs(inputs: Any, *, name: str = "inputs") -> DataSource:
             return open_arrays(inputs.map(lambda x: (x, 0.0)), name=name)
     elif inputs is not None and not isinstance(inputs, tuple | Mapping):
         x = inputs if isinstance(inputs, np.ndarray) else _array(inputs, f"x of {name}")
-        return open_arrays((x, np.zeros(x.shape[:1], np.float32)), name=name)
+        if x.ndim and len(x):
+            return open_arrays((x, np.zeros(len(x), np.float32)), name=name)
     raise UserError(
         f"{name} must be an array of inputs or a tf.data dataset of single ones, without labels, "
         f"and are {getattr(inputs, 'element_spec', type(inputs).__name__)}",

@@ -150,7 +150,7 @@ def find_features(
     keys = info.supervised_keys
     if keys is not None:
         if len(keys) == 2 and all(isinstance(key, str) for key in keys):
-            x_key, y_key = x_key or keys[0], y_key or keys[1]
+            x_key, y_key = x_key or keys[0], y_key or ("" if unlabelled else keys[1])
         elif not (x_key and (y_key or unlabelled)):
             raise _unusable(info, spec, task)
     xs = [_input(key, features[key], inputs) for key in ([x_key] if x_key else features)]

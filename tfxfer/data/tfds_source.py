@@ -20,10 +20,10 @@ from tfxfer.data.availability import can_download, check_available, open_builder
 from tfxfer.data.base import IMAGE, TABLE, BadExample, DataInfo, DataSource
 from tfxfer.data.digits import Digits
 from tfxfer.data.docstrings import Docstrings
-from tfxfer.data.labels import check_task
+from tfxfer.data.labels import check_task, no_labels
 from tfxfer.data.roles import PAIR
 from tfxfer.data.split_names import split_named
-from tfxfer.data.tfds_features import INPUTS, LABELS, Input, Label, find_features
+from tfxfer.data.tfds_features import INPUTS, LABELS, Input, Label, NoLabel, find_features
 from tfxfer.errors import UserError, first_line
 from tfxfer.spec import Spec
 from tfxfer.task import Task
@@ -98,6 +98,8 @@ class TfdsSource(DataSource):
 
     def labels(self, name: str) -> np.ndarray:
         """Returns the labels alone; inputs are not parsed. They are read once."""
+        if isinstance(self._label, NoLabel):
+            return no_labels(self.info.task, self.info.examples[name])
         if name not in self._found:
             labels = self._read(name, [self._label.key], ids=False).map(
                 lambda example: self._label.y(example[self._label.key]),

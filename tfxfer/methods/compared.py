@@ -95,7 +95,7 @@ def transfer_card(
                 for students in (distilled, alone)
             ),
             higher_is_better=task.kind != REGRESSION,
-            unit=headline_unit(task),
+            unit=headline_unit(task) / len(distilled),
         )
         nothing = at_chance(distilled, moment) and at_chance(alone, moment)
         return replace(made, word=NO_EVIDENCE) if nothing else made

@@ -1,6 +1,7 @@
 """`--mode=distill`: a student learns what a teacher says, beside one that learns labels alone."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def distill(source: DataSource, *, unlabeled: Any = "", **settings: Any) -> Resu
         UserError: As `run`; or if the source is none, or a setting is one of `open_dataset`.
     """
     more = None
-    if not isinstance(unlabeled, str):
+    if not isinstance(unlabeled, str | os.PathLike):
         more = unlabeled if isinstance(unlabeled, DataSource) else open_inputs(unlabeled)
     named = more.info.name if more else unlabeled
     config = config_for("distill", source, {**settings, "unlabeled": named})

@@ -14,7 +14,7 @@ from tfxfer.costs import ModelCost
 from tfxfer.data.base import TEXT, DataSource
 from tfxfer.errors import UserError
 from tfxfer.evaluate import score
-from tfxfer.methods.backbone import configured_backbone, with_usual
+from tfxfer.methods.backbone import with_usual
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.opening import Opened, check_one_machine, config_for, opened, with_backbone
 from tfxfer.methods.serving import serving_cost
@@ -91,7 +91,7 @@ def run(
         check_one_machine(shared)
         check_devices(shared)
         for name in names[1:]:  # What cannot be used is told before anything is measured.
-            configured_backbone(_for_one(config, name), source.info)
+            with_backbone(shared, _for_one(config, name))
         console.lines(start_lines(given, shared.data, names, rounds))
         if config.dry_run:
             return None

@@ -36,7 +36,7 @@ def unlabelled_part(
         UserError: If they cannot be used.
     """
     data = shared.data
-    if not config.unlabeled:
+    if other is None and not config.unlabeled:
         return None
     if config.batch_size < 2 * shared.strategy.num_replicas_in_sync:
         raise UserError(
@@ -44,7 +44,7 @@ def unlabelled_part(
             "Give a larger one.",
         )
     _, known = looked_at(config, data.source)  # Kept, of the look at the labelled ones.
-    if config.unlabeled == "rest":
+    if other is None and config.unlabeled == "rest":
         part, hashes = rest_of(data.drawn_from[0], [data.splits[0].train]), known
     else:
         other = other or open_unlabelled(

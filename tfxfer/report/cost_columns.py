@@ -6,7 +6,9 @@ from rich.table import Table
 from tfxfer.costs import ModelCost
 
 COST_COLUMNS = ("parameters", "GFLOPs", "ms", "MB memory", "MB disk")
-COST_CAPTION = "for one example, memory for 32; front: none is both faster and better"
+COST_CAPTION = (
+    "for one example, memory for 32; front: none is better and about as fast, or faster and as good"
+)
 _MEGA, _GIGA = 1e6, 1e9
 
 
