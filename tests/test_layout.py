@@ -42,6 +42,7 @@ FLOORS = {
     "checks": 1,
     "errors": 0,
     "files": 0,
+    "intervals": 0,
     "locks": 0,
     "memory": 0,
     "pareto": 0,

@@ -11,6 +11,7 @@ from scipy.stats import bootstrap, entropy, norm, ttest_rel
 
 from tfxfer.costs import ModelCost
 from tfxfer.evaluate import score
+from tfxfer.intervals import mean_interval, paired_interval
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 from tfxfer.transfer import (
     HELPED,
@@ -22,9 +23,7 @@ from tfxfer.transfer import (
     divergence,
     expected_calibration_error,
     headline_scores,
-    mean_interval,
     model_scores,
-    paired_interval,
     student_scores,
     verdict,
 )

@@ -7,15 +7,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 from scipy.special import log_softmax
-from scipy.stats import binomtest, bootstrap, t
+from scipy.stats import t
 from sklearn.metrics import average_precision_score, r2_score
 
 from tfxfer.data.parts import Splits
 from tfxfer.distribute import worker_count
+from tfxfer.intervals import bootstrap_interval, proportion_interval
 from tfxfer.task import MULTI_LABEL, SINGLE_LABEL, Task
 from tfxfer.turns import Turns
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -230,42 +229,6 @@ def _score_numbers(outputs: np.ndarray, y: np.ndarray, loss: float) -> Regressio
         loss=loss,
         examples=len(y),
     )
-
-
-def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Returns the 95% interval of Wilson 1927, "Probable Inference, the Law of Succession, ...".
-
-    Args:
-        successes: How many there are, at most `trials`.
-        trials: At least 1.
-    """
-    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def bootstrap_interval(samples: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
-    """Returns the 95% percentile interval of Efron 1979, "Bootstrap Methods: Another Look ...".
-
-    Args:
-        samples: Arrays `[n]`, of the same examples if there are several.
-        statistic: Of these, along an `axis`.
-
-    Returns:
-        Low and high end; of one example its own value.
-    """
-    if len(samples[0]) < 2:
-        value = float(statistic(*samples))
-        return value, value
-    found = bootstrap(
-        samples,
-        statistic,
-        n_resamples=_RESAMPLES,
-        batch=100,
-        paired=len(samples) > 1,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def summarise_folds(scores: Mapping[str, AnyEvaluation], splits: Sequence[Splits]) -> FoldSummary:

@@ -7,8 +7,8 @@ import numpy as np
 
 from tfxfer.costs import ModelCost
 from tfxfer.evaluate import AnyEvaluation
+from tfxfer.intervals import paired_interval
 from tfxfer.selection import beats
-from tfxfer.transfer import paired_interval
 
 HELPS, NOTHING, NEGATIVE = "HELPS", "NO EVIDENCE", "NEGATIVE TRANSFER"
 

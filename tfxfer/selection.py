@@ -11,12 +11,13 @@ from threadpoolctl import threadpool_limits
 
 from tfxfer import scores
 from tfxfer.costs import ModelCost
-from tfxfer.evaluate import AnyEvaluation, bootstrap_interval, proportion_interval
+from tfxfer.evaluate import AnyEvaluation
+from tfxfer.intervals import bootstrap_interval, paired_interval, proportion_interval
 from tfxfer.scores.base import decomposed
 from tfxfer.scores.neighbours import knn_predictions
 from tfxfer.scores.probe import linear_probe_predictions
 from tfxfer.task import MULTI_LABEL, SINGLE_LABEL, Task
-from tfxfer.transfer import headline_scores, paired_interval
+from tfxfer.transfer import headline_scores
 
 _LOOKED_AT = 500  # Examples that the slow scores look at, as the authors of PARC do,
 _OF_A_CLASS = 10  # or more, where that would be fewer of each class,

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, softmax
-from scipy.stats import t
 
 from tfxfer.costs import ModelCost
 from tfxfer.evaluate import HEADLINE, AnyEvaluation, score
+from tfxfer.intervals import mean_interval, paired_interval
 from tfxfer.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
 HELPED = "HELPED"
@@ -294,45 +294,6 @@ def headline_scores(task: Task, outputs: np.ndarray, y: np.ndarray) -> np.ndarra
 def headline_unit(task: Task) -> float:
     """Returns the `unit` of `paired_interval` for differences of `headline_scores`."""
     return 1.0 if task.kind == SINGLE_LABEL else 0.0
-
-
-def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """Returns Student's 95% interval for the mean of independent values; `None` for fewer than 2.
-
-    Args:
-        values: One-dimensional.
-    """
-    count = len(values)
-    if count < 2:
-        return None
-    mean = np.mean(values, dtype=np.float64)
-    spread = np.std(values, ddof=1, dtype=np.float64)
-    half = t.ppf(0.975, count - 1) * spread / np.sqrt(count)
-    return float(mean - half), float(mean + half)
-
-
-def paired_interval(
-    values: Sequence[float] | np.ndarray, unit: float = 0.0
-) -> tuple[float, float] | None:
-    """Returns a 95% interval for the mean of differences, one an example; `None` for fewer than 2.
-
-    It is Student's, with one example more of the largest difference in the variance. Of right and
-    wrong that is the half example more in every cell of Agresti and Min 2005, "Simple improved
-    confidence intervals for comparing matched proportions": where few examples differ, or all by
-    as much, the variance alone is too small.
-
-    Args:
-        values: One-dimensional.
-        unit: What an example would differ by, where none does: 1 for right and wrong. Where that
-            is not known, 0, the interval of differences that are all 0 is a point.
-    """
-    count = len(values)
-    if count < 2:
-        return None
-    mean, most = np.mean(values, dtype=np.float64), np.max(np.abs(values)) or unit
-    variance = np.var(values, ddof=1, dtype=np.float64) + most**2 / count
-    half = t.ppf(0.975, count - 1) * np.sqrt(variance / count)
-    return float(mean - half), float(mean + half)
 
 
 def verdict(

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from tfxfer.costs import ModelCost
 from tfxfer.evaluate import HEADLINE
+from tfxfer.intervals import mean_interval
 from tfxfer.report.data_words import counted
 from tfxfer.transfer import (
     HELPED,
@@ -17,7 +18,6 @@ from tfxfer.transfer import (
     ModelScores,
     TransferCard,
     Verdict,
-    mean_interval,
 )
 
 _RMSE = "rmse"
