@@ -6,11 +6,13 @@ The bare step is what one would write in a script: a `tf.function` with the forw
 the gradients and Keras' Adam, over the same MobileNetV2 (96x96 pixels) with the same weights
 unfrozen, on the same batches. `FineTuner` takes its own in the loop that trains it: with its
 metrics, a learning rate for each stage, a schedule, callbacks and checkpoints. Both are traced
-before they are timed, and take turns.
+before they are timed, and take turns, step by step: what else the machine does hits both.
 """
 
+import tempfile
 import time
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,16 +20,19 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from tfxfer import FineTuner, load_backbone
+from tfxfer.intervals import bootstrap_interval
 from tfxfer.plan import Phase
 from tfxfer.task import SINGLE_LABEL, Task
+from tfxfer.training.checkpoints import Checkpoints
 from tfxfer.training.epochs import Data
 from tfxfer.training.loop import train
 from tfxfer.training.objective import objective
 
 BATCH = flags.DEFINE_integer("batch_size", 32, "Images a step.")
-STEPS = flags.DEFINE_integer("steps", 20, "Steps each, before the other's turn.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
+STEPS = flags.DEFINE_integer("steps", 50, "Steps of an epoch.")
+EPOCHS = flags.DEFINE_integer("epochs", 4, "How many of these.")
 ALPHA = flags.DEFINE_float("alpha", 1.0, "Width of the MobileNetV2.")
+CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 30, "As --checkpoint_seconds.")
 SIZE, CLASSES = 96, 10
 
 
@@ -45,22 +50,26 @@ class Repeated:
 
 
 class Turns(keras.callbacks.Callback):
-    """Gives the other its turn after each epoch, and notes how long this one took."""
+    """Has a bare step taken before each of the model's, and notes how long both took.
 
-    def __init__(self, other):
+    The model's own is all from the end of a bare step to the beginning of the next: batch, rate,
+    step, callbacks and checkpoint, and after an epoch its end.
+    """
+
+    def __init__(self, bare: Callable[[], None]):
         super().__init__()
-        self.seconds: list[float] = []
-        self.others: list[float] = []
-        self._other = other
+        self.ours: list[float] = []
+        self.bare: list[float] = []
+        self._bare, self._since = bare, None
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Starts the clock."""
-        self._start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Stops it; the metrics of the epoch were read, so all steps are done."""
-        self.seconds.append(time.perf_counter() - self._start)
-        self.others.append(self._other())
+    def on_train_batch_begin(self, batch, logs=None):
+        """Stops the clock of the model's step, times a bare one, and starts it again."""
+        start = time.perf_counter()
+        if self._since is not None:
+            self.ours.append(start - self._since)
+        self._bare()
+        self._since = time.perf_counter()
+        self.bare.append(self._since - start)
 
 
 def fine_tuner() -> FineTuner:
@@ -72,8 +81,8 @@ def fine_tuner() -> FineTuner:
     return FineTuner(backbone, keras.layers.Dense(CLASSES))
 
 
-def bare(data: Repeated) -> Any:
-    """Returns a function that takes some steps by hand, and says how long they took."""
+def bare(data: Repeated) -> Callable[[], None]:
+    """Returns a function that takes a step by hand."""
     model = fine_tuner()
     model.unfreeze(model.stage_names)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -90,18 +99,11 @@ def bare(data: Repeated) -> Any:
 
     batches = iter(data.epochs())
     step(*next(batches)).numpy()
-
-    def turn() -> float:
-        start = time.perf_counter()
-        losses = [step(*next(batches)) for _ in range(STEPS.value)]
-        losses[-1].numpy()
-        return time.perf_counter() - start
-
-    return turn
+    return lambda: step(*next(batches)).numpy()
 
 
-def compare() -> float:
-    """Times both; returns the ratio of the medians."""
+def compare() -> None:
+    """Times both; prints the ratio of the medians with its 95% bootstrap interval."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH.value, SIZE, SIZE, 3), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, BATCH.value)
@@ -109,13 +111,28 @@ def compare() -> float:
     turns = Turns(bare(data))
     model = fine_tuner()
     task = Task(SINGLE_LABEL, tuple(map(str, range(CLASSES))))
-    plan = [Phase("all", model.stage_names, ROUNDS.value + 1, 1e-4, schedule="cosine", patience=0)]
-    train(model, plan, Data(data, None), objective(task, labels), callbacks=lambda _: [turns])
-    # The first turn holds what the first step of all sets up.
-    ours, theirs = (np.median(each[1:]) / STEPS.value for each in (turns.seconds, turns.others))
-    print(f"a bare step {1000 * theirs:.1f} ms, FineTuner's {1000 * ours:.1f} ms")
-    print(f"ratio {ours / theirs:.3f}")
-    return float(ours / theirs)
+    plan = [Phase("all", model.stage_names, EPOCHS.value, 1e-4, schedule="cosine", patience=0)]
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            model,
+            plan,
+            Data(data, None),
+            objective(task, labels),
+            checkpoints=Checkpoints(Path(folder) / "run", {}, CHECKPOINT_SECONDS.value),
+            callbacks=lambda _: [turns],
+        )
+    # The first steps hold what is set up once.
+    ours, theirs = np.array(turns.ours[2:]), np.array(turns.bare[2:-1])
+    low, high = bootstrap_interval((ours, theirs), ratio)
+    by_hand, by_tuner = 1000 * np.median(theirs), 1000 * np.median(ours)
+    print(f"bare {by_hand:.1f} ms, FineTuner {by_tuner:.1f} ms, medians of {len(ours)} steps")
+    print(f"ratio {ratio(ours, theirs):.3f} ({low:.3f} to {high:.3f})")
+    print(f"of all time, with checkpoints and ends of epochs, {ours.sum() / theirs.sum():.3f}")
+
+
+def ratio(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Returns the ratio of the medians."""
+    return np.median(ours, axis=axis) / np.median(theirs, axis=axis)
 
 
 def main(argv) -> None:
