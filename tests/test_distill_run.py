@@ -115,6 +115,13 @@ def test_it_teaches_and_says_what_that_was_worth(distil, tmp_path):
     assert names == {f"seed {i} {arm}" for i in (0, 1) for arm in ("distilled", "labels alone")}
 
 
+def test_the_rate_falls_in_steps_if_so_asked(distil, tmp_path):
+    distil(schedule="step", epochs=4, learning_rate=0.01)
+    found = lines(tmp_path / "run")
+    rates = [each["learning_rate"] for each in found if each["model"] == "seed 0 distilled"]
+    np.testing.assert_allclose(rates, [1e-2, 1e-3, 1e-4, 1e-5])
+
+
 def test_what_is_served_is_the_student_alone(distil, tmp_path):
     result = distil()
     served = tmp_path / "run" / "saved_model" / "1"

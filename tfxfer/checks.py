@@ -38,6 +38,12 @@ _RANGES: dict[str, tuple[float, float, bool, bool, str]] = {
     "checkpoint_seconds": (0, math.inf, True, False, "30 is usual."),
 }
 
+MILESTONES = (0.3, 0.6, 0.9)
+"""Where `--schedule=step` lowers the rate to a tenth, as shares of a phase.
+
+Those of VTAB-1k's recipe (Zhai et al. 2019, "The Visual Task Adaptation Benchmark", section 3).
+"""
+
 # How to train, and on which of the examples: nothing that features of all examples need.
 _OF_TRAINING = (
     "protocol",
@@ -283,6 +289,12 @@ def _check_mode(settings: Settings, given: Settings) -> None:
 
 
 def _check_fine_tuning(settings: Settings, given: Settings) -> None:
+    if settings["schedule"] == "step" and settings["warmup"] >= MILESTONES[0]:
+        raise UserError(
+            f"--warmup={settings['warmup']:g} must end before --schedule=step lowers the rate, at "
+            f"{MILESTONES[0]:g} of each phase",
+            "Give a smaller one.",
+        )
     if "lora_rank" in given and settings["adapt"] != "lora":
         raise UserError("--lora_rank is of low-rank additions", "Give --adapt=lora too.")
     if settings["adapt"] == "lora" and settings["l2_sp"]:

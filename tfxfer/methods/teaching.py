@@ -32,7 +32,7 @@ from tfxfer.methods.taught import TaughtData
 from tfxfer.methods.teachers import load_teacher, split_teachers, teacher_parts
 from tfxfer.methods.tuner import is_soft, training_objective, training_settings
 from tfxfer.models import Distiller, FineTuner, LossSchedule, Staged, Teacher
-from tfxfer.plan import Phase
+from tfxfer.plan import Phase, with_schedule
 from tfxfer.report import workdir
 from tfxfer.report.console import Console
 from tfxfer.report.distill_words import start_lines, student_line
@@ -329,16 +329,16 @@ class Teaching(Opened):
             for name in model.stage_names
         )
         usual = not config.given(("schedule", "warmup"))
-        return Phase(
+        phase = Phase(
             "student",
             model.stage_names,
             config.epochs or _EPOCHS,
             rates,
-            schedule="cosine" if usual else config.schedule,
-            warmup=0.05 if usual else config.warmup,
             patience=0,  # So that both run the same number of steps.
             bn="train" if from_scratch(spec) else "",
         )
+        schedule, warmup = ("cosine", 0.05) if usual else (config.schedule, config.warmup)
+        return with_schedule([phase], schedule, warmup)[0]
 
     def _own(self, model: Staged) -> tuple[str, ...]:
         return tuple(stage.name for stage in model.backbone.stages if stage.name != HEAD)

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tfxfer.checks import MILESTONES
 from tfxfer.plan.base import Phase
 
-# Those of VTAB-1k's recipe (Zhai et al. 2019, "The Visual Task Adaptation Benchmark", section 3).
-_MILESTONES = (0.3, 0.6, 0.9)
 # As fastai's one-cycle has it.
 _RISE = 0.25
 
@@ -51,7 +50,7 @@ def with_schedule(
     phases: Sequence[Phase],
     schedule: str,
     warmup: float = 0.0,
-    milestones: Sequence[float] = _MILESTONES,
+    milestones: Sequence[float] = MILESTONES,
 ) -> tuple[Phase, ...]:
     """Gives every phase that trains this schedule.
 
