@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfxfer.errors import UserError
+from tfxfer.errors import CheckpointError, UserError
 from tfxfer.training.checkpoints import Checkpoints, can_go_on, read_weights
 
 
@@ -120,6 +120,34 @@ def test_only_what_says_where_training_stands_can_be_gone_on_with(tmp_path, dens
     assert can_go_on(tmp_path / "run")
     checkpoints.finish(dense, {})
     assert can_go_on(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "read"),
+    [
+        ("identity.json", lambda held, dense: Checkpoints(held, {"seed": 1})),
+        ("done.json", lambda held, dense: Checkpoints(held, {"seed": 1}).finished()),
+        ("step/*.index", lambda held, dense: Checkpoints(held, {"seed": 1}).state()),
+        (
+            "step/*.data*",
+            lambda held, dense: Checkpoints(held, {"seed": 1}).restore({"model": dense.weights}),
+        ),
+        ("weights/*.npz", lambda held, dense: Checkpoints(held, {"seed": 1}).read_weights("a")),
+        ("weights/*.npy", lambda held, dense: Checkpoints(held, {"seed": 1}).read_losses("a")),
+    ],
+)
+@pytest.mark.parametrize("damage", [b"", b"garbage"])
+def test_damage_is_told_and_nothing_is_removed(pattern, read, damage, tmp_path, dense):
+    held = tmp_path / "run"
+    checkpoints = Checkpoints(held, {"seed": 1}, seconds=0)
+    checkpoints.write_weights("a", dense, np.array([1.0]))
+    checkpoints.write({"model": dense.weights}, {"epoch": 1})
+    (held / "done.json").write_text("{}")
+    (file,) = held.glob(pattern)
+    file.write_bytes(damage)
+    with pytest.raises(CheckpointError, match=r"run must be whole, and cannot be read: .*Remove"):
+        read(held, dense)
+    assert file.read_bytes() == damage
 
 
 def test_full_disk_leaves_what_was_there(tmp_path, dense, monkeypatch):

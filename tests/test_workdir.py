@@ -11,9 +11,9 @@ import shutil
 import pytest
 
 from tfxfer.config import RunConfig
-from tfxfer.errors import TrainingError, UserError
+from tfxfer.errors import CheckpointError, TrainingError, UserError
 from tfxfer.locks import lock
-from tfxfer.report.workdir import choose_workdir, run_in, write_json
+from tfxfer.report.workdir import choose_workdir, goes_on, places_before, run_in, write_json
 
 
 def config(path, **changes) -> RunConfig:
@@ -282,6 +282,33 @@ def test_two_runs_at_once_do_not_share_a_folder(tmp_path):
         with pytest.raises(UserError, match="another run"), run_in(second, chosen):
             raise AssertionError
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == "first"
+
+
+def test_a_run_that_is_going_on_is_told_before_data_is_opened(tmp_path):
+    chosen = config(tmp_path / "run")
+    with run_in(choose_workdir(chosen), chosen), pytest.raises(UserError, match="is going on in"):
+        choose_workdir(chosen)
+
+
+def test_how_often_checkpoints_are_written_makes_no_other_run(tmp_path):
+    begun = config(tmp_path / "run")
+    with killed_after(10**6):
+        begin(tmp_path / "run", error=Killed())
+    assert goes_on(tmp_path / "run", begun.replace(checkpoint_seconds=5))
+    assert not goes_on(tmp_path / "run", begun.replace(seed=1))
+
+
+def test_what_cannot_be_read_is_left_and_told(tmp_path):
+    chosen = config(tmp_path / "run")
+    damage = CheckpointError(tmp_path, ValueError("half"))
+    with pytest.raises(CheckpointError) as told, run_in(choose_workdir(chosen), chosen):
+        (tmp_path / "run" / "checkpoints").mkdir()
+        (tmp_path / "run" / "checkpoints" / "places.json").write_text("{")
+        raise damage
+    assert "goes on where it was" not in str(told.value)
+    with pytest.raises(CheckpointError, match="cannot be read: JSONDecodeError"):
+        places_before(tmp_path / "run", chosen)
+    assert names(tmp_path / "run") == ["checkpoints", "config.json"]
 
 
 def test_overwrite_spares_what_is_of_no_run(tmp_path):

@@ -21,6 +21,17 @@ class TrainingError(UserError):
     """A training that fails the same way however often it goes on, such as one that diverges."""
 
 
+class CheckpointError(UserError):
+    """What an unfinished training left on the disk cannot be read."""
+
+    def __init__(self, folder: object, error: BaseException):
+        super().__init__(
+            f"What an unfinished training left in {folder} must be whole, and cannot be read: "
+            f"{first_line(error)}",
+            "Remove that folder, and the training begins anew, or name another --workdir.",
+        )
+
+
 def first_line(error: BaseException) -> str:
     """Returns the type and the first line of an error that a library raised."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))

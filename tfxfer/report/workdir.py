@@ -16,7 +16,7 @@ from typing import Any
 
 from tfxfer.config import INVOCATION, RunConfig
 from tfxfer.data.kinds import FOLDER, kind_of
-from tfxfer.errors import TrainingError, UserError
+from tfxfer.errors import CheckpointError, TrainingError, UserError
 from tfxfer.files import UNFINISHED, remove, remove_unfinished, written_whole
 from tfxfer.locks import lock
 from tfxfer.report.replacing import Place
@@ -46,6 +46,7 @@ _ALL = (
 )
 # What a run that goes on needs of the process that was killed; the rest it makes again.
 _OF_TRAINING = (CONFIG, METRICS, PLAN, CHECKPOINTS, TEACHER, RUNGS)
+_HARMLESS = ("checkpoint_seconds",)  # Settings that a run may go on with another value of.
 _RESUMABLE = ("finetune", "distill", "compare")
 _LOCK = ".lock"
 _NAMED = 3  # Files that a message names.
@@ -106,7 +107,10 @@ def choose_workdir(config: RunConfig) -> Path:
     if not _place(path).settled:
         with _locked(path):
             _place(path).settle()
-    if not goes_on(path, config):
+    if goes_on(path, config):
+        with _locked(path):  # So that it is told at once if the run is going on.
+            pass
+    else:
         _check_free(path, config)
     return path
 
@@ -176,8 +180,8 @@ def _is_same(path: Path, config: RunConfig, identity: Mapping[str, Any]) -> bool
     names = next(filter(None, (changed(each, identity) for each in _models(path))), "")
     if names and not config.overwrite:
         raise UserError(
-            f"--workdir={path} has an unfinished run, which must go on with the same "
-            f"{', '.join(identity)}, and {names} changed since",
+            f"--workdir={path} must not hold another run, and has an unfinished one whose {names} "
+            "changed since",
             "Replace it with --overwrite, or name another folder.",
         )
     return not names
@@ -213,6 +217,8 @@ def _going_on_told(path: Path) -> Iterator[None]:
     """Undoes a run that fails, or says that another process can go on with it."""
     try:
         yield
+    except CheckpointError:  # It is neither to be removed unasked nor to be gone on with.
+        raise
     except BaseException as error:
         if isinstance(error, TrainingError) or not _can_go_on(path):
             if not _has_inner(path):
@@ -382,7 +388,7 @@ def _changed(path: Path, config: RunConfig) -> str:
     """Names the first setting that differs from those of the run in a folder."""
     held, given = _settings(path) or {}, config.to_dict()
     for name in given:
-        if name not in INVOCATION and held.get(name) != given[name]:
+        if name not in (*INVOCATION, *_HARMLESS) and held.get(name) != given[name]:
             return f"--{name}={held.get(name)}, not {given[name]}"
     return ""
 
@@ -391,7 +397,10 @@ def places_before(path: Path, config: RunConfig) -> dict[str, str] | None:
     """Returns what the run that is gone on with kept of each phase; `None` if there is none."""
     if not (goes_on(path, config) and (path / PLACES).is_file()):
         return None
-    return json.loads((path / PLACES).read_text(encoding="utf-8"))
+    try:
+        return json.loads((path / PLACES).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(path / CHECKPOINTS, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:

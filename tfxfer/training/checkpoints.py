@@ -1,11 +1,13 @@
 """What training leaves on the disk, so that a process that was killed can go on."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfxfer.errors import UserError
+from tfxfer.errors import CheckpointError, UserError
 from tfxfer.files import written_whole
 
 _IDENTITY, _DONE, _STEP, _WEIGHTS = "identity.json", "done.json", "step", "weights"
@@ -28,7 +30,8 @@ class Checkpoints:
 
     Every file appears whole or not at all: weights are renamed into place, and steps are written
     by TensorFlow's `CheckpointManager`, which names a checkpoint once it is there. If the disk is
-    full, methods that write raise `OSError`, and what was there still counts.
+    full, methods that write raise `OSError`, and what was there still counts. Methods that read
+    raise `CheckpointError` if a file is damaged.
 
     Args:
         folder: Where; made if it is not there.
@@ -86,12 +89,14 @@ class Checkpoints:
         latest = tf.train.latest_checkpoint(str(self._folder / _STEP))
         if latest is None:
             return None
-        return json.loads(tf.train.load_checkpoint(latest).get_tensor(_PROGRESS))
+        with _damage_told(self._folder):
+            return json.loads(tf.train.load_checkpoint(latest).get_tensor(_PROGRESS))
 
     def restore(self, variables: Mapping[str, Sequence[keras.Variable | tf.Variable]]) -> None:
         """Gives variables the values of the last checkpoint, which must have them all."""
         latest = tf.train.latest_checkpoint(str(self._folder / _STEP))
-        _checkpoint(variables, {}).restore(latest).assert_existing_objects_matched()
+        with _damage_told(self._folder):
+            _checkpoint(variables, {}).restore(latest).assert_existing_objects_matched()
 
     def write_weights(
         self, name: str, model: keras.Model, losses: np.ndarray | None = None
@@ -118,11 +123,13 @@ class Checkpoints:
     def read_losses(self, name: str) -> np.ndarray | None:
         """Returns the losses that were written with weights; `None` if there were none."""
         path = self._losses_file(name)
-        return np.load(path) if path.is_file() else None
+        with _damage_told(self._folder):
+            return np.load(path) if path.is_file() else None
 
     def read_weights(self, name: str) -> list[np.ndarray]:
         """Returns weights as `model.get_weights()` gave them, or the arrays of that name."""
-        return read_weights(self.weights_file(name))
+        with _damage_told(self._folder):
+            return read_weights(self.weights_file(name))
 
     def has_weights(self, name: str) -> bool:
         """Whether there are weights of that name."""
@@ -142,7 +149,8 @@ class Checkpoints:
     def finished(self) -> State | None:
         """Returns what `finish` noted; `None` if training is not done."""
         path = self._folder / _DONE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        with _damage_told(self._folder):
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def weights_file(self, name: str) -> Path:
         """Returns where weights of that name are, of `write_weights`."""
@@ -161,11 +169,15 @@ def changed(folder: Path, identity: Mapping[str, Any]) -> str:
 
     Returns:
         Such as `plan` or `data and backbone`; empty if all is the same, or there is no training.
+
+    Raises:
+        CheckpointError: If the folder cannot be read.
     """
     file = folder / _IDENTITY
     if not file.is_file():
         return ""
-    held = json.loads(file.read_text(encoding="utf-8"))
+    with _damage_told(folder):
+        held = json.loads(file.read_text(encoding="utf-8"))
     given = json.loads(json.dumps(identity))  # As it would come back: lists for tuples.
     return " and ".join(name for name in given if held.get(name) != given[name])
 
@@ -193,6 +205,17 @@ def read_weights(path: Path) -> list[np.ndarray]:
     """Returns the weights in a file that `Checkpoints` wrote, as `model.get_weights()` has them."""
     with np.load(path) as arrays:
         return [arrays[key].view(key.split()[1]) for key in arrays.files]
+
+
+@contextlib.contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (
+        *(OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile),
+        tf.errors.OpError,
+    ) as error:
+        raise CheckpointError(folder, error) from error
 
 
 def _checkpoint(
