@@ -12,6 +12,7 @@ import tfxfer
 from tests.memory import Memory
 from tests.test_cli import tfxfer as run
 from tfxfer.config import HEADS, RunConfig
+from tfxfer.data.sources import open_dataset
 from tfxfer.data.splits import split_data
 from tfxfer.errors import UserError
 from tfxfer.methods import embed
@@ -206,6 +207,20 @@ def test_embeddings_are_written_and_measured(tiny, tmp_path):
     images = np.stack([x for _, x, _ in source.split("test").as_numpy_iterator()])
     served = serve.signatures["serving_default"](images=images)["features"]
     np.testing.assert_allclose(served, written["features"], atol=1e-5)
+
+
+def test_what_embeddings_leave_out_is_said(tmp_path, capsys):
+    for i, name in enumerate(["a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png"]):
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image = np.full((8, 8, 3), 40 * i, np.uint8)
+        file.write_bytes(tf.io.encode_png(image).numpy() if i else b"no image")
+    config = RunConfig(mode="embed", backbone="tiny", skip_bad=True, workdir=str(tmp_path / "run"))
+    source = open_dataset(f"folder:{tmp_path / 'photos'}")
+    result = embed.run(config, choose_workdir(config), Console(), source)
+    assert result is not None
+    assert len(result.skipped) == 1
+    assert "1 example left out, such as" in capsys.readouterr().out
 
 
 def test_embeddings_of_numbers_are_not_verified(tiny, tmp_path):

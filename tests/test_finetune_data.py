@@ -16,7 +16,7 @@ from tests.memory import Memory
 from tfxfer.config import RunConfig
 from tfxfer.errors import UserError
 from tfxfer.methods import finetune as method
-from tfxfer.task import REGRESSION, Task
+from tfxfer.task import REGRESSION, SINGLE_LABEL, Task
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +276,13 @@ def test_the_head_learns_from_features_where_these_are_fixed(fine_tuned, setting
     assert result.metrics["test"].examples == 10
 
 
+def test_a_model_that_only_guesses_is_told(fine_tuned, capsys):
+    y = np.random.default_rng(0).integers(0, 2, 300)
+    task = Task(SINGLE_LABEL, ("a", "b"))
+    fine_tuned(Memory(task, train=y, test=y[:40]), scan=False, plan="head")
+    assert "NO BETTER THAN CHANCE on validation" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("settings", "task", "says"),
     [
@@ -295,6 +302,7 @@ def test_settings_that_do_not_go_with_the_task_are_refused(fine_tuned, settings,
         ({"folds": 1}, "--folds"),
         ({"shots": -1}, "--shots"),
         ({"views": 2}, "--augment"),
+        ({"schedule": "step", "warmup": 0.3}, "--warmup=0.3 must end before --schedule=step"),
         ({"protocol": "vtab1k", "shots": 5}, "vtab1k"),
         ({"cache_gb": float("inf")}, "--cache_gb"),
         ({"head": "knn"}, "--mode=extract"),

@@ -148,7 +148,7 @@ def test_options_reach_the_recipe():
     assert make_plan("last_k", LONG, 4, 1e-3).phases == last_k(LONG, 4, 1e-3, 1)
     assert make_plan("last_k(k=3)", LONG, 4, 1e-3).phases == last_k(LONG, 4, 1e-3, 3)
     named = surgical(LONG, 4, 1e-3, ["stem", "block2"])
-    for signs in ("stem|block2", "block2+stem", "'stem, block2'"):
+    for signs in ("stem|block2", "block2+stem", "'stem, block2'", "stem;block2"):
         plan = make_plan(f"surgical(stages={signs})", LONG, 4, 1e-3, chosen=["block3"])
         assert plan == Plan(named, ("block1", "block3"))
     assert make_plan("surgical", LONG, 4, 1e-3, ["stem", "block2"]).phases == named
@@ -166,13 +166,16 @@ def test_a_stage_found_by_a_pattern_may_be_named():
         ("LP-FT", "Did you mean lp_ft"),
         ("surgery", "Did you mean surgical"),
         ("xyz", "There are gradual, lp_ft, full, head, last_k, surgical, fastai"),
-        ("nowhere.json", "nowhere.json must be a JSON file"),
+        ("nowhere.json", "nowhere.json cannot be read: No such file"),
         ("gradual(k=2)", "has no option 'k'. It takes none"),
         ("last_k(n=2)", "has no option 'n'. It takes k"),
         ("last_k(k=9)", "k from 1 to 4"),
         ("last_k(k=0)", "k from 1 to 4"),
         ("last_k(k=two)", "k from 1 to 4"),
         ("surgical(stages=block7)", "no stage 'block7'.*stem, block1, block2, block3"),
+        ("last_k(2)", r"Write last_k\(k=2\)"),
+        ("last_k(k=2", r"Write last_k\(k=2\)"),
+        ("surgical(stages=stem,block2)", r"or surgical\(stages=block1\|block2\)"),
         ("surgical(stages=head)", "names no stage of the backbone"),
     ],
 )

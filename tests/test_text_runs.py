@@ -18,6 +18,7 @@ from tests.test_cli import tfxfer as run
 from tests.text_modules import BAD, GOOD, reviews, write_reviews
 from tests.text_sources import LENGTH, bert, embedding, keras_hub_bert
 from tfxfer.backbones import SavedModelBackbone
+from tfxfer.errors import UserError
 
 STAGES = ["embeddings", "block0", "block1", "block2", "pooler"]
 
@@ -138,8 +139,15 @@ def test_a_transformer_gets_the_recipe_of_bert(table, pair_of_bert, tmp_path, da
         data_dir=data_dir,
     )
     assert done.returncode == 0, done.stderr
-    for said in ("by rule bert, weight decay 0.01", "5e-05", "linear, rises for 10%"):
+    for said in ("by rule bert", "weight decay 0.01", "5e-05", "linear, rises for 10%"):
         assert said in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("settings", [{"augment": "light"}, {"mix": "mixup"}])
+def test_what_is_for_images_is_refused_before_the_plan(source, settings, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"is for images, and .* holds text inputs"):
+        tfxfer.finetune(source, dry_run=True, workdir=str(tmp_path / "run"), **settings)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

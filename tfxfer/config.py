@@ -380,8 +380,9 @@ def settings_from_file(path: str) -> dict[str, Any]:
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"--config={path} must be a JSON file: {error}",
+            f"--config={path} must be a JSON file: {reason}",
             'Give a file such as {"epochs": 5}, or the config.json of an earlier run.',
         ) from error
     if not isinstance(settings, Mapping):

@@ -128,8 +128,8 @@ def cannot_be_opened(name: str, reason: str, data_dir: str) -> UserError:
         (f"Did you mean {' or '.join(close)}? " if close else "")
         + (f"For a folder of images write folder:{name}. " if Path(name).is_dir() else "")
         + "Use 'digits' or 'docstrings', a name from https://www.tensorflow.org/datasets/catalog, "
-        "or a name with the folder it is prepared in as --data_dir, which is "
-        f"{data_dir or 'empty'!r} now.",
+        "or a name with the folder it is prepared in as --data_dir, which "
+        f"{f'is {data_dir!r} now' if data_dir else 'is not given'}.",
     )
 
 

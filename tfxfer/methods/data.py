@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfxfer.config import RunConfig
-from tfxfer.data.base import BadExample, DataInfo, DataSource
+from tfxfer.data.base import IMAGE, BadExample, DataInfo, DataSource
 from tfxfer.data.draw import draw_fewer
 from tfxfer.data.leaks import Leaks, find_leaks
 from tfxfer.data.ready import ReadyData
@@ -37,6 +37,12 @@ def configured_source(config: RunConfig) -> DataSource:
 
 def _check_settings(config: RunConfig, info: DataInfo) -> None:
     kind = info.task.kind
+    for flag, value in (("augment", config.augment), ("mix", config.mix)):
+        if value != "none" and info.inputs != IMAGE:
+            raise UserError(
+                f"--{flag}={value} is for images, and {info.name} holds {info.inputs} inputs",
+                "Leave it out.",
+            )
     if kind == REGRESSION and (config.mix == "cutmix" or config.balance != "none"):
         flag = "--mix=cutmix" if config.mix == "cutmix" else f"--balance={config.balance}"
         raise UserError(f"{flag} is for classes, and {info.name} is a regression", "Leave it out.")

@@ -78,7 +78,7 @@ def _run(config: RunConfig, path: Path, console: Console, source: DataSource) ->
         if config.self_check:
             size = backbone.contract.size
             check_backbone(backbone, batches(parts[TRAIN], config.batch_size, image_size=size))
-    console.embedding(source.info, backbone, {name: p.examples for name, p in parts.items()})
+    console.embedding(source.info, backbone, {name: p.examples for name, p in parts.items()}, bad)
     if config.dry_run:
         return None
     with workdir.run_in(path, config):

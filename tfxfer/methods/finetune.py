@@ -28,6 +28,7 @@ from tfxfer.methods.backbone import with_usual
 from tfxfer.methods.data import configured_source, naming_bad_examples
 from tfxfer.methods.exported import export
 from tfxfer.methods.opening import Opened, config_for, opened
+from tfxfer.methods.preflight import better_than_chance
 from tfxfer.methods.tuner import (
     check_devices,
     is_soft,
@@ -329,6 +330,13 @@ def _train_one(job: _Job, model: FineTuner, plan: Plan) -> Result:
         metrics = {"validation": validation, "test": score(job.task, outputs, y)}
         told = {"validation": (splits.validation, *guessed), "test": (splits.test, outputs, y)}
         write_predictions(job.path / workdir.PREDICTIONS, told)
+    if not better_than_chance(*guessed, job.task):
+        job.console.lines(
+            [
+                "NO BETTER THAN CHANCE on validation: try a smaller --learning_rate, more "
+                "examples, or another backbone"
+            ]
+        )
     with timed("export"):
         check = export(model, splits.test, outputs, job.path)
     return job.result(model, metrics, phases=phases, export=check, averages=tuple(job.averages))

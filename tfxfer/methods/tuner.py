@@ -189,8 +189,9 @@ def plan_of(shared: Opened, model: FineTuner) -> Plan:
     plan = make_plan(config.plan, stages, config.epochs or _EPOCHS, config.learning_rate, chosen)
     if is_file(config.plan) and (given := config.given(_OF_PLAN)):
         raise UserError(
-            f"--plan={config.plan} says {given[0]} itself",
-            f"Leave --{given[0]} out, and edit the file.",
+            f"--plan={config.plan} says by itself how its phases are trained, and "
+            f"{', '.join(f'--{name}' for name in given)} would say it again",
+            "Leave that out, and edit the file.",
         )
     if config.plan.startswith("fastai") and (given := config.given(_OF_CYCLE)):
         raise UserError(

@@ -82,6 +82,11 @@ def _path(text: str) -> Path:
     if path.suffix == ".json" or path.exists():
         return path
     name = parse_spec(text).name
+    if name.partition("(")[0] in _OPTIONS:
+        raise UserError(
+            f"--plan={text} must be a name with its option as name(option=value)",
+            "Write last_k(k=2), or surgical(stages=block1|block2).",
+        )
     near = difflib.get_close_matches(name.lower(), _RECIPES, n=3, cutoff=0.5)
     raise UserError(
         f"There is no plan {name!r}, nor a file of that name",
@@ -95,7 +100,9 @@ def _of_file(path: Path, stages: Sequence[str]) -> Plan:
         plan.check(stages)
     except ValueError as error:
         raise UserError(
-            f"Plan {path}: {error}", "Correct it, or choose --stages for it."
+            f"Plan {path}: {error}",
+            f"Correct the file; the stages are {', '.join(stages)}, each of which must be in a "
+            "phase or in 'frozen'.",
         ) from error
     return plan
 
@@ -111,12 +118,12 @@ def _count(spec: Spec, most: int) -> int:
 
 
 def _named(spec: Spec, stages: Sequence[str]) -> tuple[str, ...]:
-    """Returns the stages that `surgical(stages=...)` names, between `|`, `+` or commas."""
+    """Returns the stages that `surgical(stages=...)` names, between `|`, `+`, `;` or commas."""
     if "stages" not in spec.options:
         return ()
     text, below = str(spec.options["stages"]), stages[:-1]
     # A stage that was found by a pattern may have such a sign in its name.
-    names = (text,) if text in below else tuple(filter(None, re.split(r"[|+,\s]+", text)))
+    names = (text,) if text in below else tuple(filter(None, re.split(r"[|+,;\s]+", text)))
     if unknown := [name for name in names if name not in stages]:
         raise UserError(
             f"--plan={spec.text}: the backbone has no stage {unknown[0]!r}",

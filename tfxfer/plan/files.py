@@ -12,7 +12,7 @@ from tfxfer.files import written_whole
 from tfxfer.plan.base import Phase, Plan
 
 _PHASES, _FROZEN = "phases", "frozen"
-_FIX = "Correct the file; plan.json of a run shows how it is written."
+_FIX = "Correct the file; plan.json of a run, and the README, show how it is written."
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -47,7 +47,9 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"Plan {path} cannot be read: {error.strerror}", _FIX) from error
+    except ValueError as error:
         raise UserError(f"Plan {path} must be a JSON file: {error}", _FIX) from error
     try:
         return _plan(found)

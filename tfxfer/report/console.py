@@ -13,7 +13,7 @@ from tfxfer.backbones import Backbone
 from tfxfer.backbones.cost import Cost
 from tfxfer.cache import Entry
 from tfxfer.config import RunConfig
-from tfxfer.data.base import DataInfo
+from tfxfer.data.base import BadExample, DataInfo
 from tfxfer.data.parts import Part
 from tfxfer.data.ready import ReadyData
 from tfxfer.evaluate import HEADLINE, AnyEvaluation, Evaluation, MultiLabelEvaluation
@@ -21,7 +21,14 @@ from tfxfer.models import FineTuner
 from tfxfer.plan import Phase
 from tfxfer.report import workdir
 from tfxfer.report.card import card_lines, card_table
-from tfxfer.report.data_words import counted, inputs, label_table, opening_lines, part_lines
+from tfxfer.report.data_words import (
+    counted,
+    inputs,
+    label_table,
+    left_out_lines,
+    opening_lines,
+    part_lines,
+)
 from tfxfer.report.phase_words import phase_lines, phase_table
 from tfxfer.report.plan_table import plan_table
 from tfxfer.report.result import EmbedResult, LrFindResult, Result
@@ -30,6 +37,11 @@ from tfxfer.training.averaging import Averaged
 
 # A loss that falls by less says nothing of the rate.
 _CLEAR_FALL = 0.05
+# Settings of training that are said beside the plan, where they are not as usual.
+_TRAINING = (
+    *("augment", "mix", "balance", "adapt", "batch_size", "optimizer", "weight_decay", "l2_sp"),
+    *("ema", "average", "label_smoothing", "dropout", "clip_norm", "accumulate", "precision"),
+)
 
 
 class Console:
@@ -74,22 +86,12 @@ class Console:
         if backbone.untrainable:
             self._print(f"          stays frozen: {backbone.untrainable}")
         training = [
-            f", {name} {value}"
-            for name, value in (
-                ("augment", config.augment),
-                ("mix", config.mix),
-                ("balance", config.balance),
-                ("adapt", config.adapt),
-            )
-            if value != "none"
+            f", {name.replace('_', ' ')} {getattr(config, name)}"
+            for name in config.given(_TRAINING)
         ]
         if plan is not None:
             name = config.plan if config.rule != "bit" else "rule bit"
-            name += (
-                f" by rule bert, weight decay {config.weight_decay:g}"
-                if config.rule == "bert"
-                else ""
-            )
+            name += " by rule bert" if config.rule == "bert" else ""
             self._print(f"plan      {name}, {counted(len(plan), 'phase')}{''.join(training)}")
         else:
             self._print(f"head      {config.head}{''.join(training)}")
@@ -169,11 +171,19 @@ class Console:
         """Says how long it took to compute features, or to find them."""
         self._print(f"features of {examples:,} examples in {seconds:.2f} s")
 
-    def embedding(self, info: DataInfo, backbone: Backbone, examples: Mapping[str, int]) -> None:
+    def embedding(
+        self,
+        info: DataInfo,
+        backbone: Backbone,
+        examples: Mapping[str, int],
+        bad: Sequence[BadExample] = (),
+    ) -> None:
         """Prints what features are about to be written."""
         counts = ", ".join(f"{count:,} {split}" for split, count in examples.items())
         self._print("tfxfer embed")
         self._print(f"data      {info.name}, {info.task}: {counts}")
+        for line in left_out_lines(bad):
+            self._print(f"          {line}")
         self._print(f"backbone  {backbone.source}, {backbone.contract.inputs}s {backbone.contract}")
 
     def embedded(self, result: EmbedResult, path: Path) -> None:

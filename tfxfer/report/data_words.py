@@ -1,6 +1,6 @@
 """A dataset in words: what it holds, where its parts come from, and what is wrong with them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.table import Column, Table
@@ -27,8 +27,7 @@ def part_lines(data: ReadyData) -> Iterator[str]:
     several = len(data.splits) > 1
     for number, splits in enumerate(data.splits, start=1):
         yield f"fold {number}: {_origins(splits)}" if several else _origins(splits)
-    if data.bad:
-        yield f"{counted(len(data.bad), 'example')} left out, such as {_bad(data.bad[0])}"
+    yield from left_out_lines(data.bad)
     if cut := {name: count for name, count in data.cut.items() if count}:
         said = ", ".join(f"{count} of {name}" for name, count in cut.items())
         yield f"texts longer than the backbone reads, which are cut: {said}"
@@ -37,6 +36,12 @@ def part_lines(data: ReadyData) -> Iterator[str]:
             yield f"fold {number}: {_leaks(leaks)}" if several else _leaks(leaks)
     if data.leaks and not data.bad and not any(leaks.found for leaks in data.leaks):
         yield "every example looked at: none bad, none near-identical"
+
+
+def left_out_lines(bad: Sequence[BadExample]) -> Iterator[str]:
+    """Says how many examples cannot be used, if there are any, and names one."""
+    if bad:
+        yield f"{counted(len(bad), 'example')} left out, such as {_bad(bad[0])}"
 
 
 def label_table(data: ReadyData, shown: int) -> Table:

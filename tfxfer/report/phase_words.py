@@ -7,6 +7,8 @@ from rich.table import Column, Table
 
 from tfxfer.training.loop import PhaseResult
 
+_LARGE = 1e4  # A loss of which nobody wants to read all digits.
+
 
 def phase_table(phases: Sequence[PhaseResult]) -> Table:
     """Draws how long phases trained, what losses came of it, and which of them stand.
@@ -41,8 +43,9 @@ def phase_lines(phases: Sequence[PhaseResult]) -> Iterator[str]:
             ran = f"as the best epoch of {phase.name} ran" if phase.epochs else "head solved"
             yield (
                 f"train against validation, {ran}: "
-                f"loss {phase.loss:.4f} and {phase.val_loss:.4f}, "
-                f"{phase.metric} {phase.train_metric:.4f} and {phase.val_metric:.4f}"
+                f"loss {_decimals(phase.loss)} and {_decimals(phase.val_loss)}, "
+                f"{phase.metric} {_decimals(phase.train_metric)} and "
+                f"{_decimals(phase.val_metric)}"
             )
     for phase in phases:
         if phase.epochs and not phase.best_epoch:
@@ -69,4 +72,6 @@ def _last_of_each(phases: Sequence[PhaseResult]) -> list[PhaseResult]:
 
 
 def _decimals(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < _LARGE else f"{value:.3e}"
