@@ -52,7 +52,7 @@ IMAGE_SIZE = flags.DEFINE_string("image_size", "", "As on the command line.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each row.", lower_bound=2)
 SHOTS = flags.DEFINE_integer("shots", 0, "Training examples of each class; all if 0.")
 EPOCHS = flags.DEFINE_integer("epochs", 8, "Most epochs in each phase.", lower_bound=1)
-TUNING = flags.DEFINE_integer("tuning", 1, "Runs that choose each rate.", lower_bound=1)
+TUNING = flags.DEFINE_integer("tuning", 3, "Draws that choose each rate.", lower_bound=1)
 ROWS = flags.DEFINE_list("rows", [], "Rows to run; all if empty.")
 
 DEFAULT = "gradual"
