@@ -30,6 +30,7 @@ def test_default_is_a_new_folder(tmp_path, monkeypatch):
     path = choose_workdir(RunConfig(backbone="https://a.b/c/resnet.tar.gz"))
     assert path.parts[0] == "runs"
     assert path.name.startswith("finetune-digits-resnet-tar-gz-")
+    assert choose_workdir(RunConfig()).name.startswith("finetune-digits-2")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tfxfer.config import INVOCATION, RunConfig
+from tfxfer.config import AUTO, INVOCATION, RunConfig
 from tfxfer.data.kinds import FOLDER, kind_of
 from tfxfer.errors import CheckpointError, TrainingError, UserError
 from tfxfer.files import UNFINISHED, remove, remove_unfinished, written_whole
@@ -82,12 +82,13 @@ def choose_workdir(config: RunConfig) -> Path:
         path = Path(config.workdir).expanduser()
     else:
         trained = {"distill": config.student, "select": "several"}.get(config.mode, config.backbone)
-        dataset, network = (
+        words = (
             "".join(c if c.isalnum() else "-" for c in Path(name).name)[:40].strip("-")
             for name in (config.dataset, trained)
+            if name != AUTO
         )
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        path = Path("runs") / f"{config.mode}-{dataset}-{network}-{stamp}-{os.getpid()}"
+        path = Path("runs") / "-".join([config.mode, *words, stamp, str(os.getpid())])
     _check_apart(path, config)
     if not this_worker(config.strategy).is_chief:
         return _of_this_process()
