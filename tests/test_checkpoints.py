@@ -127,6 +127,7 @@ def test_only_what_says_where_training_stands_can_be_gone_on_with(tmp_path, dens
     [
         ("identity.json", lambda held, dense: Checkpoints(held, {"seed": 1})),
         ("done.json", lambda held, dense: Checkpoints(held, {"seed": 1}).finished()),
+        ("step/checkpoint", lambda held, dense: Checkpoints(held, {"seed": 1}).state()),
         ("step/*.index", lambda held, dense: Checkpoints(held, {"seed": 1}).state()),
         (
             "step/*.data*",
@@ -136,7 +137,7 @@ def test_only_what_says_where_training_stands_can_be_gone_on_with(tmp_path, dens
         ("weights/*.npy", lambda held, dense: Checkpoints(held, {"seed": 1}).read_losses("a")),
     ],
 )
-@pytest.mark.parametrize("damage", [b"", b"garbage"])
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"null", bytes(8), b"\xff"])
 def test_damage_is_told_and_nothing_is_removed(pattern, read, damage, tmp_path, dense):
     held = tmp_path / "run"
     checkpoints = Checkpoints(held, {"seed": 1}, seconds=0)

@@ -1,6 +1,7 @@
 """`--mode=compare`: every way to use a backbone, and which one suffices."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,12 @@ import tfxfer
 from tests.backbone_sources import uint8_signature
 from tests.test_cli import tfxfer as run
 from tests.test_extract_run import gratings
+from tfxfer.config import RunConfig
+from tfxfer.errors import CheckpointError
+from tfxfer.methods import compare as compare_method
 from tfxfer.methods import extract as extract_method
+from tfxfer.methods import finetune as finetune_method
+from tfxfer.report.console import Console
 
 RUNGS = ["knn", "probe", "lp_ft", "gradual", "scratch", "distilled"]
 
@@ -74,6 +80,20 @@ def test_a_run_that_was_interrupted_goes_on(frozen, tmp_path, monkeypatch):
         compare(gratings(), tmp_path, backbone=frozen)
     assert compare(gratings(), tmp_path, backbone=frozen).passed
     assert calls == ["knn", "auto", "auto"]
+
+
+def test_what_cannot_be_read_of_a_rung_is_no_reason_to_leave_it_out(tmp_path, monkeypatch):
+    def damaged(*_):
+        raise CheckpointError(tmp_path / "scratch", ValueError("half"))
+
+    monkeypatch.setattr(finetune_method, "run", damaged)
+    monkeypatch.setattr(compare_method, "_settings", lambda *_: RunConfig())
+    (tmp_path / "scratch").mkdir()
+    shared: Any = SimpleNamespace(data=SimpleNamespace(source=None))
+    running = compare_method._Running(shared, tmp_path, Console(quiet=True))
+    with pytest.raises(CheckpointError):
+        running._run_one("scratch", tmp_path / "scratch", "")
+    assert (tmp_path / "scratch").is_dir()
 
 
 @pytest.mark.parametrize(

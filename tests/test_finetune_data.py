@@ -13,6 +13,7 @@ from PIL import Image
 
 import tfxfer
 from tests.memory import Memory
+from tests.test_extract_run import gratings
 from tfxfer.config import RunConfig
 from tfxfer.errors import UserError
 from tfxfer.methods import finetune as method
@@ -276,11 +277,13 @@ def test_the_head_learns_from_features_where_these_are_fixed(fine_tuned, setting
     assert result.metrics["test"].examples == 10
 
 
-def test_a_model_that_only_guesses_is_told(fine_tuned, capsys):
+def test_a_model_that_only_guesses_is_told(fine_tuned, tmp_path, capsys):
     y = np.random.default_rng(0).integers(0, 2, 300)
     task = Task(SINGLE_LABEL, ("a", "b"))
     fine_tuned(Memory(task, train=y, test=y[:40]), scan=False, plan="head")
-    assert "NO BETTER THAN CHANCE on validation" in capsys.readouterr().out
+    assert "NOT SHOWN TO BE BETTER THAN CHANCE on 30 validation" in capsys.readouterr().out
+    fine_tuned(gratings(count=300), scan=False, plan="lp_ft", workdir=str(tmp_path / "other"))
+    assert "CHANCE" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_transformer_gets_the_recipe_of_bert(table, pair_of_bert, tmp_path, da
         data_dir=data_dir,
     )
     assert done.returncode == 0, done.stderr
-    for said in ("by rule bert", "weight decay 0.01", "5e-05", "linear, rises for 10%"):
+    for said in ("by rule bert", "weight_decay 0.01", "5e-05", "linear, rises for 10%"):
         assert said in done.stdout, done.stdout
 
 

@@ -287,8 +287,11 @@ def test_two_runs_at_once_do_not_share_a_folder(tmp_path):
 
 def test_a_run_that_is_going_on_is_told_before_data_is_opened(tmp_path):
     chosen = config(tmp_path / "run")
-    with run_in(choose_workdir(chosen), chosen), pytest.raises(UserError, match="is going on in"):
-        choose_workdir(chosen)
+    with run_in(choose_workdir(chosen), chosen):
+        for again in (chosen, chosen.replace(seed=1, overwrite=True)):
+            with pytest.raises(UserError, match="is going on in"):
+                choose_workdir(again)
+        assert choose_workdir(chosen.replace(dry_run=True)) == tmp_path / "run"
 
 
 def test_how_often_checkpoints_are_written_makes_no_other_run(tmp_path):

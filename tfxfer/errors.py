@@ -25,10 +25,13 @@ class CheckpointError(UserError):
     """What an unfinished training left on the disk cannot be read."""
 
     def __init__(self, folder: object, error: BaseException):
+        refused = isinstance(error, OSError) and error.errno
         super().__init__(
             f"What an unfinished training left in {folder} must be whole, and cannot be read: "
             f"{first_line(error)}",
-            "Remove that folder, and the training begins anew, or name another --workdir.",
+            "See to it that it can be read, or name another --workdir."
+            if refused
+            else "Remove that folder, and the training begins anew, or name another --workdir.",
         )
 
 

@@ -14,7 +14,7 @@ from tfxfer.backbones.scratch import from_scratch
 from tfxfer.config import RunConfig
 from tfxfer.costs import ModelCost
 from tfxfer.data.base import DataSource
-from tfxfer.errors import UserError
+from tfxfer.errors import CheckpointError, UserError
 from tfxfer.evaluate import HEADLINE
 from tfxfer.ladder import Ladder, Rung, beaten, pretraining, sufficient
 from tfxfer.methods import distill, extract, finetune
@@ -249,7 +249,7 @@ class _Running:
         try:
             method.run(config, own, Console(quiet=True), self._shared.data.source)
         except UserError as error:
-            if name not in (SCRATCH, DISTILLED):
+            if name not in (SCRATCH, DISTILLED) or isinstance(error, CheckpointError):
                 raise
             shutil.rmtree(own, ignore_errors=True)
             self.left_out.append(f"{name} is left out: {error}")

@@ -46,6 +46,7 @@ from tfxfer.models import FineTuner
 from tfxfer.plan import Phase, Plan, write_plan
 from tfxfer.report import workdir
 from tfxfer.report.console import Console
+from tfxfer.report.data_words import counted
 from tfxfer.report.plots import phase_curves
 from tfxfer.report.predictions import write_predictions
 from tfxfer.report.result import Result
@@ -331,10 +332,11 @@ def _train_one(job: _Job, model: FineTuner, plan: Plan) -> Result:
         told = {"validation": (splits.validation, *guessed), "test": (splits.test, outputs, y)}
         write_predictions(job.path / workdir.PREDICTIONS, told)
     if not better_than_chance(*guessed, job.task):
+        count = counted(len(guessed[1]), "validation example")
         job.console.lines(
             [
-                "NO BETTER THAN CHANCE on validation: try a smaller --learning_rate, more "
-                "examples, or another backbone"
+                f"NOT SHOWN TO BE BETTER THAN CHANCE on {count}: more of them, another "
+                "--learning_rate or another --backbone may help"
             ]
         )
     with timed("export"):

@@ -70,7 +70,7 @@ class Phase:
         yield (
             all(rate > 0 and math.isfinite(rate) for rate in rates),
             "learning rates above 0 and finite",
-            self.learning_rate if isinstance(self.learning_rate, float) else rates,
+            rates if isinstance(self.learning_rate, tuple) else self.learning_rate,
         )
         yield self.schedule in SCHEDULES, f"a schedule among {list(SCHEDULES)}", self.schedule
         yield 0 <= self.warmup < 1, "a warmup in [0, 1)", self.warmup

@@ -48,7 +48,9 @@ def read_plan(path: Path) -> Plan:
     try:
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
-        raise UserError(f"Plan {path} cannot be read: {error.strerror}", _FIX) from error
+        raise UserError(
+            f"Plan {path} cannot be read: {error.strerror}", "Name a file that can be."
+        ) from error
     except ValueError as error:
         raise UserError(f"Plan {path} must be a JSON file: {error}", _FIX) from error
     try:

@@ -38,9 +38,10 @@ from tfxfer.training.averaging import Averaged
 # A loss that falls by less says nothing of the rate.
 _CLEAR_FALL = 0.05
 # Settings of training that are said beside the plan, where they are not as usual.
-_TRAINING = (
-    *("augment", "mix", "balance", "adapt", "batch_size", "optimizer", "weight_decay", "l2_sp"),
-    *("ema", "average", "label_smoothing", "dropout", "clip_norm", "accumulate", "precision"),
+_OF_IMAGES = ("augment", "views", "mix", "balance")
+_OF_STEPS = (
+    *("adapt", "lora_rank", "batch_size", "optimizer", "weight_decay", "l2_sp", "ema", "average"),
+    *("label_smoothing", "dropout", "clip_norm", "accumulate", "precision"),
 )
 
 
@@ -86,8 +87,8 @@ class Console:
         if backbone.untrainable:
             self._print(f"          stays frozen: {backbone.untrainable}")
         training = [
-            f", {name.replace('_', ' ')} {getattr(config, name)}"
-            for name in config.given(_TRAINING)
+            f", {name} {getattr(config, name)}"
+            for name in config.given(_OF_IMAGES if plan is None else _OF_IMAGES + _OF_STEPS)
         ]
         if plan is not None:
             name = config.plan if config.rule != "bit" else "rule bit"

@@ -108,10 +108,10 @@ def choose_workdir(config: RunConfig) -> Path:
     if not _place(path).settled:
         with _locked(path):
             _place(path).settle()
-    if goes_on(path, config):
-        with _locked(path):  # So that it is told at once if the run is going on.
+    if (path / _LOCK).exists() and not config.dry_run:
+        with _locked(path):  # So that it is told at once if a run is going on.
             pass
-    else:
+    if not goes_on(path, config):
         _check_free(path, config)
     return path
 
@@ -178,7 +178,12 @@ def _is_same(path: Path, config: RunConfig, identity: Mapping[str, Any]) -> bool
         return True
     from tfxfer.training.checkpoints import changed
 
-    names = next(filter(None, (changed(each, identity) for each in _models(path))), "")
+    try:
+        names = next(filter(None, (changed(each, identity) for each in _models(path))), "")
+    except CheckpointError:
+        if not config.overwrite:
+            raise
+        return False
     if names and not config.overwrite:
         raise UserError(
             f"--workdir={path} must not hold another run, and has an unfinished one whose {names} "

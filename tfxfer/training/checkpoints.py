@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +19,14 @@ from tfxfer.files import written_whole
 
 _IDENTITY, _DONE, _STEP, _WEIGHTS = "identity.json", "done.json", "step", "weights"
 _PROGRESS = "progress/.ATTRIBUTES/py_state"
+# What TensorFlow raises of files that are whole.
+_PASSING = (
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 
 State = dict[str, Any]
 """Where training stands, of what JSON can hold."""
@@ -86,17 +93,22 @@ class Checkpoints:
 
     def state(self) -> State | None:
         """Returns where training stood at the last checkpoint; `None` if there is none."""
-        latest = tf.train.latest_checkpoint(str(self._folder / _STEP))
-        if latest is None:
+        if not _steps(self._folder).is_file():
             return None
         with _damage_told(self._folder):
-            return json.loads(tf.train.load_checkpoint(latest).get_tensor(_PROGRESS))
+            return json.loads(tf.train.load_checkpoint(self._latest()).get_tensor(_PROGRESS))
 
     def restore(self, variables: Mapping[str, Sequence[keras.Variable | tf.Variable]]) -> None:
         """Gives variables the values of the last checkpoint, which must have them all."""
-        latest = tf.train.latest_checkpoint(str(self._folder / _STEP))
         with _damage_told(self._folder):
-            _checkpoint(variables, {}).restore(latest).assert_existing_objects_matched()
+            status = _checkpoint(variables, {}).restore(self._latest())
+        status.assert_existing_objects_matched()
+
+    def _latest(self) -> str:
+        latest = tf.train.latest_checkpoint(str(self._folder / _STEP))
+        if latest is None:
+            raise ValueError("it names no checkpoint that is there")
+        return latest
 
     def write_weights(
         self, name: str, model: keras.Model, losses: np.ndarray | None = None
@@ -128,8 +140,7 @@ class Checkpoints:
 
     def read_weights(self, name: str) -> list[np.ndarray]:
         """Returns weights as `model.get_weights()` gave them, or the arrays of that name."""
-        with _damage_told(self._folder):
-            return read_weights(self.weights_file(name))
+        return read_weights(self.weights_file(name))
 
     def has_weights(self, name: str) -> bool:
         """Whether there are weights of that name."""
@@ -149,8 +160,7 @@ class Checkpoints:
     def finished(self) -> State | None:
         """Returns what `finish` noted; `None` if training is not done."""
         path = self._folder / _DONE
-        with _damage_told(self._folder):
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return _read_object(self._folder, path) if path.is_file() else None
 
     def weights_file(self, name: str) -> Path:
         """Returns where weights of that name are, of `write_weights`."""
@@ -176,8 +186,7 @@ def changed(folder: Path, identity: Mapping[str, Any]) -> str:
     file = folder / _IDENTITY
     if not file.is_file():
         return ""
-    with _damage_told(folder):
-        held = json.loads(file.read_text(encoding="utf-8"))
+    held = _read_object(folder, file)
     given = json.loads(json.dumps(identity))  # As it would come back: lists for tuples.
     return " and ".join(name for name in given if held.get(name) != given[name])
 
@@ -187,7 +196,7 @@ def can_go_on(folder: Path) -> bool:
 
     Weights alone do not count: where training stands is in its steps, and at last in `finish`.
     """
-    return (folder / _STEP / "checkpoint").is_file() or (folder / _DONE).is_file()
+    return _steps(folder).is_file() or (folder / _DONE).is_file()
 
 
 class _Progress(tf.train.experimental.PythonState):
@@ -202,8 +211,12 @@ class _Progress(tf.train.experimental.PythonState):
 
 
 def read_weights(path: Path) -> list[np.ndarray]:
-    """Returns the weights in a file that `Checkpoints` wrote, as `model.get_weights()` has them."""
-    with np.load(path) as arrays:
+    """Returns the weights in a file that `Checkpoints` wrote, as `model.get_weights()` has them.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    with _damage_told(path.parents[1]), np.load(path) as arrays:
         return [arrays[key].view(key.split()[1]) for key in arrays.files]
 
 
@@ -211,11 +224,23 @@ def read_weights(path: Path) -> list[np.ndarray]:
 def _damage_told(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (
-        *(OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile),
-        tf.errors.OpError,
-    ) as error:
+    except (MemoryError, *_PASSING):
+        raise
+    except Exception as error:  # NumPy, zipfile and TensorFlow raise what comes, of broken files.
         raise CheckpointError(folder, error) from error
+
+
+def _read_object(folder: Path, path: Path) -> State:
+    with _damage_told(folder):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"{path.name} holds no object")
+        return found
+
+
+def _steps(folder: Path) -> Path:
+    """Returns the file that names the last checkpoint of steps."""
+    return folder / _STEP / "checkpoint"
 
 
 def _checkpoint(
