@@ -343,7 +343,7 @@ def test_another_teacher_is_another_run(distil, tmp_path, monkeypatch):
     model = tfxfer.load_model(tmp_path / "teacher" / "model.keras")
     model.head.set_weights([1.1 * each for each in model.head.get_weights()])
     model.save(tmp_path / "teacher" / "model.keras")
-    with pytest.raises(UserError, match="same data, teacher, and teacher changed"):
+    with pytest.raises(UserError, match="unfinished one whose teacher changed since"):
         distil(checkpoint_seconds=0.0)
     assert distil(checkpoint_seconds=0.0, overwrite=True).passed
 

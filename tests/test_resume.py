@@ -258,7 +258,7 @@ def test_changed_data_is_told_and_can_be_overwritten(tmp_path):
     ends(path, config(path), SystemExit(), **begun)
     changed = {**begun, "data": "1"}
     with (
-        pytest.raises(UserError, match="plan, data, backbone, and data changed since") as told,
+        pytest.raises(UserError, match="unfinished one whose data changed since") as told,
         run_in(path, config(path), changed),
     ):
         raise AssertionError
@@ -374,7 +374,7 @@ def test_an_edited_plan_is_told_and_leaves_no_line_of_the_old_one(tmp_path, monk
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Checkpoints, "finish", killed)
         run(plan_of("old", "older"))
-    with pytest.raises(UserError, match=r"and plan changed since.*--overwrite"):
+    with pytest.raises(UserError, match=r"whose plan changed since.*--overwrite"):
         run(plan_of("new"))
     run(plan_of("new"), overwrite=True)
     assert [line["phase"] for line in lines(tmp_path)] == ["new", "new"]
