@@ -177,7 +177,7 @@ class Console:
         info: DataInfo,
         backbone: Backbone,
         examples: Mapping[str, int],
-        bad: Sequence[BadExample] = (),
+        bad: Sequence[BadExample],
     ) -> None:
         """Prints what features are about to be written."""
         counts = ", ".join(f"{count:,} {split}" for split, count in examples.items())

@@ -403,10 +403,9 @@ def places_before(path: Path, config: RunConfig) -> dict[str, str] | None:
     """Returns what the run that is gone on with kept of each phase; `None` if there is none."""
     if not (goes_on(path, config) and (path / PLACES).is_file()):
         return None
-    try:
-        return json.loads((path / PLACES).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(path / CHECKPOINTS, error) from error
+    from tfxfer.training.checkpoints import read_object  # Not before: it brings TensorFlow.
+
+    return read_object(path / CHECKPOINTS, path / PLACES)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -160,7 +160,7 @@ class Checkpoints:
     def finished(self) -> State | None:
         """Returns what `finish` noted; `None` if training is not done."""
         path = self._folder / _DONE
-        return _read_object(self._folder, path) if path.is_file() else None
+        return read_object(self._folder, path) if path.is_file() else None
 
     def weights_file(self, name: str) -> Path:
         """Returns where weights of that name are, of `write_weights`."""
@@ -186,7 +186,7 @@ def changed(folder: Path, identity: Mapping[str, Any]) -> str:
     file = folder / _IDENTITY
     if not file.is_file():
         return ""
-    held = _read_object(folder, file)
+    held = read_object(folder, file)
     given = json.loads(json.dumps(identity))  # As it would come back: lists for tuples.
     return " and ".join(name for name in given if held.get(name) != given[name])
 
@@ -230,7 +230,12 @@ def _damage_told(folder: Path) -> Iterator[None]:
         raise CheckpointError(folder, error) from error
 
 
-def _read_object(folder: Path, path: Path) -> State:
+def read_object(folder: Path, path: Path) -> State:
+    """Returns the JSON object in a file of what training left in a folder.
+
+    Raises:
+        CheckpointError: If there is none in it.
+    """
     with _damage_told(folder):
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
